@@ -1,0 +1,3 @@
+"""Group-wise learning for weakly supervised semantic segmentation and object localisation."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Data sets, group samplers and transforms; knows nothing of models."""

@@ -1,0 +1,1 @@
+"""Scores of masks and boxes; knows nothing of models."""

@@ -1,0 +1,1 @@
+"""Class activation maps, pseudo labels and dense CRF presets."""

@@ -1,0 +1,1 @@
+"""Backbones, the group classifier, DeepLab-V2 and their weight files."""
