@@ -1,0 +1,98 @@
+"""Reading images, masks and saliency maps; whatever is wrong with a file is one error that names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+from PIL import Image
+
+from gwsss_fast.errors import GwsssError
+
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+IGNORE = 255  # mask value of pixels that count nowhere
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """The image at `path` as RGB, wholly decoded, in the pixel order of the file (an EXIF rotation is not applied).
+
+    Raises GwsssError when the file is missing or cannot be decoded.
+    """
+    return _load(path, "image").convert("RGB")
+
+
+def read_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) of an image, from its header alone. Raises GwsssError as `read_image` does."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except Exception as error:
+        raise _unreadable(path, "image", error) from error
+
+
+def read_mask(path: str | Path, num_classes: int) -> np.ndarray:
+    """The mask (H, W) uint8 of a palette or grey image, or of an SBD `.mat` file.
+
+    Values: 0 background, 1..num_classes, 255 ignore.
+    Raises GwsssError when the file is missing, cannot be decoded, is a colour image or holds any other value.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".mat":
+        mask = _read_sbd(path)
+    else:
+        image = _load(path, "mask")
+        if image.mode not in ("P", "L", "I", "I;16"):
+            raise GwsssError(
+                f"mask {path} is an image of mode {image.mode}; save it as palette or grey, one class number a pixel"
+            )
+        mask = np.asarray(image)
+    illegal = np.setdiff1d(np.flatnonzero(_counts(mask, path)), [*range(num_classes + 1), IGNORE])
+    if len(illegal):
+        values = ", ".join(map(str, illegal[:5])) + (", ..." if len(illegal) > 5 else "")
+        raise GwsssError(
+            f"mask {path} holds the value {values}, but only 0 to {num_classes} and 255 (ignore) stand for something; "
+            f"mend the mask or name more classes in classes.txt"
+        )
+    return mask.astype(np.uint8)
+
+
+def read_saliency(path: str | Path) -> np.ndarray:
+    """The saliency map (H, W) float32 in [0, 1] of a grey image. Raises GwsssError as `read_image` does."""
+    image = _load(path, "saliency map")
+    if image.mode.startswith("I"):  # 16 bits
+        return (np.asarray(image, np.float32) / 65535).clip(0, 1)
+    return np.asarray(image.convert("L"), np.float32) / 255
+
+
+def _load(path: str | Path, kind: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except Exception as error:  # decoders raise almost anything on broken files
+        raise _unreadable(path, kind, error) from error
+
+
+def _unreadable(path: str | Path, kind: str, error: Exception) -> GwsssError:
+    if isinstance(error, FileNotFoundError):
+        return GwsssError(f"{kind} {path} does not exist")
+    return GwsssError(f"{kind} {path} cannot be decoded ({error}); replace the file or take it off the list")
+
+
+def _read_sbd(path: Path) -> np.ndarray:
+    """The class mask in a file of SBD's `cls` folder."""
+    try:
+        with path.open("rb") as file:
+            return np.asarray(scipy.io.loadmat(file, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0])
+    except FileNotFoundError as error:
+        raise _unreadable(path, "mask", error) from error
+    except Exception as error:  # so does this decoder
+        raise GwsssError(f"mask {path} is not an SBD file with GTcls.Segmentation ({error})") from error
+
+
+def _counts(mask: np.ndarray, path: Path) -> np.ndarray:
+    """How often each value occurs."""
+    if mask.ndim != 2 or not np.issubdtype(mask.dtype, np.integer) or (mask.size and mask.min() < 0):
+        raise GwsssError(f"mask {path} is not a plane of class numbers (shape {mask.shape}, type {mask.dtype})")
+    return np.bincount(mask.ravel(), minlength=IGNORE + 1)
