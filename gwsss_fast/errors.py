@@ -1,7 +1,7 @@
 """The one exception that stands for a mistake its user can mend."""
 
 
-class GwsssError(Exception):
+class GwsssError(ValueError):
     """Bad input. The message is one sentence that names the file, line or argument and says what to do.
 
     Commands print it without a traceback and exit with status 2.

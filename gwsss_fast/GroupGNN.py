@@ -1,0 +1,183 @@
+"""The graph network over a group of images: the drop-in module of the method (Section IV of the paper)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gwsss_fast.errors import GwsssError
+from gwsss_fast.layers import CoAttention, ConvGRU, EdgeReadout, GraphDropout, SelfEdge
+from gwsss_fast.ops import backend as use_backend
+
+
+@dataclass
+class GroupOutput:
+    """What `GroupGNN` returns for B groups of K images, L classes and feature maps of H x W.
+
+    logits, initial_logits: (B, K, L), final (Eq. 9) and intermediate (Eq. 10) class scores. edge_logits: (B, K, K, L),
+    or None in eval and without edge supervision. maps, initial_maps: (B, K, L, H, W), raw class activation maps whose
+    global averages are the logits. features: (B, K, C, H, W), the nodes after the last step. Without message passing
+    (steps = 0) the final readout is the intermediate one.
+    """
+
+    logits: Tensor
+    initial_logits: Tensor
+    edge_logits: Tensor | None
+    maps: Tensor
+    initial_maps: Tensor
+    features: Tensor
+
+    def cams(self) -> Tensor:
+        """Self-ensembled maps (B, K, L, H, W) in [0, 1]: the mean of both readouts' ReLU, each over its own maximum."""
+        return (normalised(self.maps) + normalised(self.initial_maps)) / 2
+
+
+torch.export.register_dataclass(GroupOutput, serialized_type_name="gwsss_fast.GroupOutput")
+
+
+def normalised(maps: Tensor) -> Tensor:
+    """ReLU, then each class's map (..., H, W) divided by its maximum; a map without a positive value becomes zero."""
+    positive = maps.relu()
+    return positive / positive.amax((-2, -1), keepdim=True).clamp_min(1e-5)
+
+
+class GroupGNN(nn.Module):
+    """Message passing between the images of a group, with class activation maps before and after it.
+
+    Args:
+        in_channels: C, channels of the features.
+        num_classes: L, classes without background.
+        steps: T message-passing steps; 0 is a plain classifier without group-wise learning.
+        reduction: d of Eq. 5; the score projections have C / d channels.
+        drop_rate, drop_threshold: delta_r and delta_d of Eq. 11; drop_rate = None leaves graph dropout out.
+        drop_scale: "literal" (Eq. 12) or "preserve" (each node keeps its root mean square).
+        drop_per_node: draw r once a node instead of once a group and step.
+        drop_eval: "identity", or "importance" to keep the importance branch in eval.
+        gru_kernel_size: 1 or 3.
+        reverse: "transpose" (E_ji = E_ij^T) or "directed".
+        score: "bilinear" (Eq. 5) or "cosine", both factors of unit length and multiplied by `temperature`.
+        aggregate: "sum" over the other images (Eq. 8) or "mean".
+        tied: score projections start equal and orthogonal, so scores begin as similarity of content; the values of
+            the self edge and the candidate of the update start as the identity, on the features' own axes.
+        gate_bias: start value of the update gate's bias; negative values open the graph gradually.
+        self_edge: with the self-attention edge of Eq. 6.
+        edge_supervision: with edge logits (Eq. 14 to 17) while training.
+        backend: backend of the operations ("auto" or one of `ops.BACKENDS`).
+
+    Raises GwsssError for an unknown option.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        steps: int = 3,
+        reduction: int = 4,
+        drop_rate: float | None = 0.8,
+        drop_threshold: float = 0.7,
+        gru_kernel_size: int = 1,
+        reverse: str = "transpose",
+        score: str = "cosine",
+        temperature: float = 15.0,
+        aggregate: str = "mean",
+        tied: bool = True,
+        gate_bias: float = -2.0,
+        drop_scale: str = "preserve",
+        drop_per_node: bool = False,
+        drop_eval: str = "identity",
+        self_edge: bool = True,
+        edge_supervision: bool = True,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        _check_sizes(in_channels=in_channels, num_classes=num_classes, reduction=reduction)
+        if steps < 0:
+            raise GwsssError(f"steps is {steps}; choose 0 (no group-wise learning) or more")
+        self.in_channels, self.num_classes, self.steps, self.backend = in_channels, num_classes, steps, backend
+        self.initial_readout = nn.Linear(in_channels, num_classes)
+        if steps == 0:
+            return
+        rank = max(in_channels // reduction, 1)
+        self.co_attention = CoAttention(
+            in_channels, rank, reverse=reverse, score=score, temperature=temperature, aggregate=aggregate, tied=tied
+        )
+        self.self_edge = (
+            SelfEdge(in_channels, rank, score=score, temperature=temperature, tied=tied) if self_edge else None
+        )
+        self.update = ConvGRU(in_channels, gru_kernel_size, gate_bias=gate_bias, content=tied)
+        self.dropout = None
+        if drop_rate is not None:
+            self.dropout = GraphDropout(
+                drop_rate, drop_threshold, scale=drop_scale, per_node=drop_per_node, evaluation=drop_eval
+            )
+        self.readout = nn.Linear(in_channels, num_classes)
+        self.edges = EdgeReadout(in_channels, num_classes) if edge_supervision else None
+
+    def forward(self, features: Tensor) -> GroupOutput:
+        """features: (B, K, C, H, W), or (K, C, H, W) for one group (B = 1); any K >= 1, H and W."""
+        if self.backend == "auto":
+            return self._forward(features)
+        with use_backend(self.backend):
+            return self._forward(features)
+
+    def _forward(self, features: Tensor) -> GroupOutput:
+        g = self._nodes(features)
+        size = features.shape[-2:]
+        initial_logits, initial_maps = _read(self.initial_readout, g, size)
+        if self.steps == 0:
+            return GroupOutput(initial_logits, initial_logits, None, initial_maps, initial_maps, _images(g, size))
+        for step in range(1, self.steps + 1):
+            g = self._step(g, size)
+            if self.dropout is not None and step < self.steps:
+                g = self.dropout(g)
+        logits, maps = _read(self.readout, g, size)
+        edge_logits = self.edges(g) if self.edges is not None and self.training else None
+        return GroupOutput(logits, initial_logits, edge_logits, maps, initial_maps, _images(g, size))
+
+    def _step(self, g: Tensor, size: torch.Size) -> Tensor:
+        """One round of Eq. 8 and 2 on the nodes (B, K, N, C)."""
+        message = self.co_attention(g)
+        if self.self_edge is not None:
+            message = message + self.self_edge(g)
+        state = self.update(_images(message, size).flatten(0, 1), _images(g, size).flatten(0, 1))
+        return state.permute(0, 2, 3, 1).reshape(g.shape)
+
+    def _nodes(self, features: Tensor) -> Tensor:
+        """The features as nodes (B, K, N, C); no copy when they are channels last."""
+        if features.dim() == 4:
+            features = features.unsqueeze(0)
+        if features.dim() != 5 or features.shape[2] != self.in_channels or 0 in features.shape:
+            raise GwsssError(
+                f"GroupGNN: features must be (B, K, {self.in_channels}, H, W) or (K, {self.in_channels}, H, W) "
+                f"and not empty, not {tuple(features.shape)}"
+            )
+        return features.permute(0, 1, 3, 4, 2).flatten(2, 3).contiguous()
+
+    def attention_rows(self, features: Tensor, receiver: int = 0) -> Tensor:
+        """Co-attention weights of the first step from the image `receiver` to each image of its group.
+
+        features: as in `forward`, one group. Returns (K, N, N): entry [j, n] is the softmax row of the receiver's
+        position n over the positions of image j; zero for j = receiver. Raises GwsssError when there is no graph.
+        """
+        if self.steps == 0:
+            raise GwsssError("attention_rows: this model has steps = 0, so it has no co-attention")
+        return self.co_attention.rows(self._nodes(features), receiver)[0]
+
+
+def _images(g: Tensor, size: torch.Size) -> Tensor:
+    """Nodes (B, K, N, C) as feature maps (B, K, C, H, W) in the same memory."""
+    return g.unflatten(2, tuple(size)).permute(0, 1, 4, 2, 3)
+
+
+def _read(readout: nn.Linear, g: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
+    """Logits (B, K, L) and maps (B, K, L, H, W) of Eq. 9 or 10."""
+    maps = readout(g)
+    return maps.mean(2), _images(maps, size)
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, value in sizes.items():
+        if value < 1:
+            raise GwsssError(f"{name} is {value}; it must be at least 1")

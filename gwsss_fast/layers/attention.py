@@ -1,0 +1,31 @@
+"""The edge of a node to itself: self-attention with a residual (Eq. 6)."""
+
+from torch import Tensor, nn
+
+from gwsss_fast import ops
+from gwsss_fast.layers.scores import check_score, scored, tie
+
+
+class SelfEdge(nn.Module):
+    """softmax(f(g) k(g)^T) h(g) + g, with 1x1 convolutions f, k: C -> D and h: C -> C.
+
+    score, temperature: as in `CoAttention`. tied: f = k orthogonal and h the identity at the start, so that the message
+    begins as an average of similar positions on the features' own scale.
+    """
+
+    def __init__(
+        self, channels: int, rank: int, *, score: str = "bilinear", temperature: float = 1.0, tied: bool = False
+    ) -> None:
+        super().__init__()
+        self.score, self.temperature = check_score(score), temperature
+        self.f = nn.Linear(channels, rank)
+        self.k = nn.Linear(channels, rank)
+        self.h = nn.Linear(channels, channels)
+        if tied:
+            tie(self.f, self.k)
+            nn.init.eye_(self.h.weight)
+            nn.init.zeros_(self.h.bias)
+
+    def forward(self, g: Tensor) -> Tensor:
+        """g: (B, K, N, C). Returns (B, K, N, C)."""
+        return ops.attention(*scored(self.f(g), self.k(g), self.score, self.temperature), self.h(g)) + g

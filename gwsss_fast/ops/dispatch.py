@@ -1,0 +1,160 @@
+"""Which backend runs an operation: a registry of kernels with the reasons why one cannot be used.
+
+The choice is made in the public wrapper, outside the operator, and travels with the call as a string. So a compiled
+graph records it, and a backward pass that runs in another thread uses the same backend as its forward pass.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gwsss_fast.errors import GwsssError
+
+log = logging.getLogger("gwsss_fast")
+
+BACKENDS = ("reference", "aten", "triton", "cpp", "cuda")
+_NOT_BUILT = "this operation has no kernel for this backend in this version"
+_forced = "auto"
+_announced: set[str] = set()
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A backend's functions for one operation. `refuse(*tensors)` gives the reason why these inputs cannot be run."""
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+    refuse: Callable[..., str | None] = lambda *tensors: None
+    missing: Callable[[], str | None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a backend can run an operation on this machine; true in a condition when it can."""
+
+    usable: bool
+    reasons: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self.usable
+
+    def __str__(self) -> str:
+        return "usable" if self.usable else "; ".join(self.reasons)
+
+
+_registry: dict[str, dict[str, Kernel]] = {}
+# The fastest first; "reference" always works and is the last resort.
+_preference: dict[str, tuple[str, ...]] = {}
+
+
+def register(operation: str, backend: str, kernel: Kernel) -> None:
+    """Add `backend`'s kernel for `operation`."""
+    _registry.setdefault(operation, {})[backend] = kernel
+    order = ("cuda", "triton", "cpp", "aten", "reference")
+    _preference[operation] = tuple(name for name in order if name in _registry[operation])
+
+
+def kernel(operation: str, backend: str) -> Kernel:
+    """The functions of a backend that `choose` has returned."""
+    return _registry[operation][backend]
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Use `name` for every operation inside the block: "auto", "reference", "aten", "triton", "cpp" or "cuda".
+
+    The choice holds for the whole process. An operation that has no kernel of that name runs as under "auto"; a
+    kernel that exists but cannot take the inputs is an error that says why. Raises GwsssError for an unknown name or
+    one that no operation can use here.
+    """
+    global _forced
+    if name != "auto" and name not in BACKENDS:
+        raise GwsssError(f"unknown backend {name!r}; choose from auto, {', '.join(BACKENDS)}")
+    if name != "auto":
+        states = [state[name] for state in available().values()]
+        if not any(states):
+            raise GwsssError(f"backend {name!r} is not usable here: {states[0]}")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def available() -> dict[str, dict[str, Availability]]:
+    """For each operation and backend: usable on this machine, or the reasons why not."""
+    return {
+        operation: {name: _availability(kernels.get(name)) for name in BACKENDS}
+        for operation, kernels in sorted(_registry.items())
+    }
+
+
+def _availability(entry: Kernel | None) -> Availability:
+    reason = _NOT_BUILT if entry is None else entry.missing()
+    return Availability(reason is None, () if reason is None else (reason,))
+
+
+def choose(operation: str, *tensors: Tensor) -> str:
+    """The name of the backend that runs `operation` on these tensors: the forced one, else the fastest usable."""
+    kernels = _registry[operation]
+    if _forced in kernels:
+        reason = kernels[_forced].missing() or kernels[_forced].refuse(*tensors)
+        if reason is not None:
+            raise GwsssError(f"{operation}: backend {_forced!r} cannot run this: {reason}")
+        return _forced
+    for name in _preference[operation]:
+        if kernels[name].missing() is None and kernels[name].refuse(*tensors) is None:
+            _announce_fallback(operation, name, tensors[0].device.type)
+            return name
+    return "reference"
+
+
+def _announce_fallback(operation: str, name: str, device: str) -> None:
+    """One log line, once, when a GPU user gets the reference."""
+    if device != "cuda" or name != "reference" or torch.compiler.is_compiling() or operation in _announced:
+        return
+    _announced.add(operation)
+    log.warning("%s runs on the plain PyTorch reference; `python -m gwsss_fast.doctor` says why", operation)
+
+
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors as autocast wants them: cast to its dtype when it is on for their device, else unchanged."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors)
+
+
+def without_autocast(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call `function` with autocast off on the device of its first argument, which has been cast already."""
+    with torch.autocast(arguments[0].device.type, enabled=False):
+        return function(*arguments)
+
+
+def check(condition: bool, message: str) -> None:
+    """Raise GwsssError with `message`, which names the argument, unless `condition` holds."""
+    if not condition:
+        raise GwsssError(message)
+
+
+def check_same(operation: str, **tensors: Tensor) -> None:
+    """All tensors are floating, of one dtype and on one device; the message names the one that is not."""
+    (first_name, first), *others = tensors.items()
+    check(first.is_floating_point(), f"{operation}: {first_name} must be floating point, not {first.dtype}")
+    for name, tensor in others:
+        check(
+            tensor.dtype == first.dtype,
+            f"{operation}: {name} is {tensor.dtype} but {first_name} is {first.dtype}; cast one of them",
+        )
+        check(
+            tensor.device == first.device,
+            f"{operation}: {name} is on {tensor.device} but {first_name} is on {first.device}; move one of them",
+        )

@@ -1,0 +1,57 @@
+"""`ops.edge_readout`: dual attention over every pair of nodes, averaged over the positions (Eq. 14 to 17)."""
+
+import torch
+from torch import Tensor
+
+from gwsss_fast import aten, reference
+from gwsss_fast.ops import dispatch
+
+dispatch.register("edge_readout", "reference", dispatch.Kernel(reference.edge_readout, reference.edge_readout_backward))
+dispatch.register("edge_readout", "aten", dispatch.Kernel(aten.edge_readout, aten.edge_readout_backward))
+
+
+@torch.library.custom_op("gwsss_fast::edge_readout", mutates_args=())
+def _edge_readout(g: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    return dispatch.kernel("edge_readout", backend).forward(g)
+
+
+@_edge_readout.register_fake
+def _(g: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    groups, nodes, _, channels = g.shape
+    shape = (groups, nodes, nodes, 2 * channels)
+    return g.new_empty(shape), g.new_empty(shape)
+
+
+@torch.library.custom_op("gwsss_fast::edge_readout_backward", mutates_args=())
+def _edge_readout_backward(grad_position: Tensor, grad_channel: Tensor, g: Tensor, backend: str) -> Tensor:
+    return dispatch.kernel("edge_readout", backend).backward(grad_position, grad_channel, g)
+
+
+@_edge_readout_backward.register_fake
+def _(grad_position: Tensor, grad_channel: Tensor, g: Tensor, backend: str) -> Tensor:
+    return g.new_empty(g.shape)
+
+
+def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    g, ctx.backend = inputs
+    ctx.save_for_backward(g)
+
+
+def _backward(ctx, grad_position, grad_channel):  # type: ignore[no-untyped-def]
+    (g,) = ctx.saved_tensors
+    return dispatch.without_autocast(_edge_readout_backward, grad_position, grad_channel, g, ctx.backend), None
+
+
+_edge_readout.register_autograd(_backward, setup_context=_save)
+
+
+def edge_readout(g: Tensor) -> tuple[Tensor, Tensor]:
+    """Global averages of the position-aware and the channel-aware edge maps of every ordered pair, i = j included.
+
+    With x = [g_i, g_j] (N, 2C): p = softmax_rows(x x^T) x + x and c = x softmax_rows(x^T x)^T + x. g: (B, K, N, C).
+    Returns mean_N(p) and mean_N(c), each (B, K, K, 2C). Scores and softmax are in float32 for 16-bit inputs.
+    Raises GwsssError when the shape does not fit.
+    """
+    (g,) = dispatch.autocast(g)
+    dispatch.check(g.is_floating_point() and g.dim() == 4, f"edge_readout: g must be (B, K, N, C), not {tuple(g.shape)}")
+    return dispatch.without_autocast(_edge_readout, g, dispatch.choose("edge_readout", g))

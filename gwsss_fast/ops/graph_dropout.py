@@ -1,0 +1,64 @@
+"""`ops.graph_dropout`: the graph dropout layer (Eq. 11, 12)."""
+
+import torch
+from torch import Tensor
+
+from gwsss_fast import reference
+from gwsss_fast.ops import dispatch
+
+dispatch.register(
+    "graph_dropout", "reference", dispatch.Kernel(reference.graph_dropout, reference.graph_dropout_backward)
+)
+
+
+@torch.library.custom_op("gwsss_fast::graph_dropout", mutates_args=())
+def _graph_dropout(g: Tensor, r: Tensor, drop_rate: float, drop_threshold: float, backend: str) -> Tensor:
+    return dispatch.kernel("graph_dropout", backend).forward(g, r, drop_rate, drop_threshold).contiguous()
+
+
+@_graph_dropout.register_fake
+def _(g: Tensor, r: Tensor, drop_rate: float, drop_threshold: float, backend: str) -> Tensor:
+    return g.new_empty(g.shape)
+
+
+@torch.library.custom_op("gwsss_fast::graph_dropout_backward", mutates_args=())
+def _graph_dropout_backward(
+    grad: Tensor, g: Tensor, r: Tensor, drop_rate: float, drop_threshold: float, backend: str
+) -> Tensor:
+    return dispatch.kernel("graph_dropout", backend).backward(grad, g, r, drop_rate, drop_threshold).contiguous()
+
+
+@_graph_dropout_backward.register_fake
+def _(grad: Tensor, g: Tensor, r: Tensor, drop_rate: float, drop_threshold: float, backend: str) -> Tensor:
+    return g.new_empty(g.shape)
+
+
+def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    g, r, *ctx.options = inputs
+    ctx.save_for_backward(g, r)
+
+
+def _backward(ctx, grad):  # type: ignore[no-untyped-def]
+    g, r = ctx.saved_tensors
+    grad_g = dispatch.without_autocast(_graph_dropout_backward, grad, g, r, *ctx.options)
+    return grad_g, None, None, None, None
+
+
+_graph_dropout.register_autograd(_backward, setup_context=_save)
+
+
+def graph_dropout(g: Tensor, r: Tensor, drop_rate: float = 0.8, drop_threshold: float = 0.7) -> Tensor:
+    """g * s with s = sigmoid(o) where r < drop_rate, else o * 1(o < max(o) * drop_threshold); o = mean over channels.
+
+    g: (B, K, N, C); r: (B,), one draw from [0, 1) a group, or (B, K), one a node. Returns g's shape and dtype; the
+    mean and the map are in float32 for 16-bit inputs. Raises GwsssError when shapes do not fit.
+    """
+    (g,) = dispatch.autocast(g)
+    dispatch.check(g.is_floating_point() and g.dim() == 4, f"graph_dropout: g must be (B, K, N, C), not {tuple(g.shape)}")
+    dispatch.check(
+        r.dim() in (1, 2) and r.shape == g.shape[: r.dim()],
+        f"graph_dropout: r must be (B,) or (B, K) for g {tuple(g.shape)}, not {tuple(r.shape)}",
+    )
+    dispatch.check(r.device == g.device, f"graph_dropout: r is on {r.device} but g is on {g.device}; move one of them")
+    backend = dispatch.choose("graph_dropout", g, r)
+    return dispatch.without_autocast(_graph_dropout, g, r, drop_rate, drop_threshold, backend)
