@@ -1,0 +1,98 @@
+"""Dictionaries that NumPy saved by pickling, read without running what a file may bring along."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from gwsss_fast.errors import GwsssError
+
+_PLAIN = (dict, list, tuple, set, frozenset, str, bytes, int, float, bool, complex)
+_ALLOWED: dict[tuple[str, str], Any] = {
+    **{(module, kind.__name__): kind for kind in _PLAIN for module in ("builtins", "__builtin__")},  # Python 3 and 2
+    # The two functions have moved between versions of NumPy; what they build tells where they are now.
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0] for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): np.float32(0).__reduce__()[0] for core in ("core", "_core")},
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("collections", "OrderedDict"): OrderedDict,
+}
+
+
+def load_pickled_dict(path: str | Path) -> dict[Any, Any]:
+    """The dictionary in a `.npy` file as `numpy.save` writes it, with tensors of PyTorch turned into arrays.
+
+    Only plain Python values, NumPy arrays and CPU tensors are built; nothing else that the file names is imported.
+    Raises GwsssError when the file is missing, is no such dictionary or asks for anything else.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            _skip_header(file)
+            value = _Unpickler(file).load()
+        if isinstance(value, np.ndarray) and value.shape == ():
+            value = value.item()
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds a value of type {type(value).__name__}")
+        return {key: item.numpy() if isinstance(item, torch.Tensor) else item for key, item in value.items()}
+    except FileNotFoundError as error:
+        raise GwsssError(f"label file {path} does not exist") from error
+    except Exception as error:  # a broken pickle raises almost anything
+        raise GwsssError(f"{path} is not a dictionary saved by numpy.save that can be read safely: {error}") from error
+
+
+def read_cls_labels(path: str | Path) -> dict[str, np.ndarray]:
+    """Image-level labels by image id from the field's `cls_labels.npy`: multi-hot vectors (L,) uint8.
+
+    Keys may be strings, 2007_000032, or numbers, 2007000032; both come back as 2007_000032.
+    Raises GwsssError when the file cannot be read, is empty or holds anything but label vectors of one length.
+    """
+    labels = {_image_id(key): np.asarray(value) for key, value in load_pickled_dict(path).items()}
+    if not labels:
+        raise GwsssError(f"{path} holds no labels")
+    length = next(iter(labels.values())).size
+    for image, vector in labels.items():
+        if vector.size != length or vector.dtype.kind not in "buif" or not np.isin(vector, (0, 1)).all():
+            raise GwsssError(f"{path}: the entry of {image} is not a vector of {length} zeros and ones")
+    return {image: vector.ravel().astype(np.uint8) for image, vector in labels.items()}
+
+
+def _image_id(key: Any) -> str:
+    text = str(key)
+    if isinstance(key, (int, np.integer)) and len(text) == 10:  # a VOC id without its underscore
+        return f"{text[:4]}_{text[4:]}"
+    return text
+
+
+def _skip_header(file: IO[bytes]) -> None:
+    """Read up to the pickle. Raises ValueError when the file is not an array of Python objects."""
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    if read is None:
+        raise ValueError(f"unknown version {version} of the .npy format")
+    _, _, dtype = read(file)
+    if not dtype.hasobject:
+        raise ValueError(f"it holds an array of {dtype}")
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds plain values, arrays and tensors; refuses every other name."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file, encoding="latin1")  # NumPy's own choice for files that Python 2 wrote
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _ALLOWED:
+            return _ALLOWED[module, name]
+        if module == "torch.storage" and name == "_load_from_bytes":
+            # PyTorch's own function of this name unpickles without limits.
+            return lambda data: torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if module == "torch._utils" and name == "_rebuild_tensor_v2":
+            return lambda storage, offset, size, stride, *_: torch._utils._rebuild_tensor(storage, offset, size, stride)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused")
