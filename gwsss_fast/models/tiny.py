@@ -1,0 +1,39 @@
+"""A small network that learns from scratch on a CPU."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from gwsss_fast.models.base import Backbone
+
+
+class Tiny(Backbone):
+    """Five 3x3 convolutions, three of stride 2: (B, 3, H, W) -> (B, 128, ceil(H / 8), ceil(W / 8)).
+
+    One output sees 47x47 pixels: enough for a part of an object, too little to name a class from the whole scene, which
+    keeps the activation maps of so small a network local.
+    """
+
+    out_channels = 128
+    stride = 8
+    default_weights = "random"
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        previous = 3
+        for channels, stride in ((32, 2), (64, 2), (96, 2), (128, 1), (128, 1)):
+            layers += [
+                nn.Conv2d(previous, channels, 3, stride=stride, padding=1, bias=False),
+                nn.BatchNorm2d(channels),
+                nn.ReLU(inplace=True),
+            ]
+            previous = channels
+        self.features = nn.Sequential(*layers)
+        for layer in layers:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Feature map (B, 128, ceil(H / 8), ceil(W / 8)), not negative, of normalised images (B, 3, H, W)."""
+        return self.features(images)
