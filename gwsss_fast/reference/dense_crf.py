@@ -1,8 +1,8 @@
 """Mean field of a fully connected CRF with Gaussian edges (Kraehenbuhl and Koltun, NIPS 2011), in plain PyTorch.
 
-Messages are Gaussian filters over pixel features, taken on the permutohedral lattice (Adams, Baek and Davis, 2010): each
-pixel's value is splatted onto the d + 1 corners of the simplex around its feature, the corners are blurred along the
-d + 1 lattice directions, and the result is sliced back with the same weights. The lattice is built with float32
+Messages are Gaussian filters over pixel features, taken on the permutohedral lattice (Adams, Baek and Davis, 2010):
+each pixel's value is splatted onto the d + 1 corners of the simplex around its feature, the corners are blurred along
+the d + 1 lattice directions, and the result is sliced back with the same weights. The lattice is built with float32
 arithmetic in the order of Kraehenbuhl's implementation, so that pixels fall into the same simplices there and here.
 """
 
@@ -85,7 +85,11 @@ def gaussian_filter(lattice: Lattice, values: Tensor) -> Tensor:
 def build_lattice(features: Tensor) -> Lattice:
     """Corners, weights and neighbours for features (N, d), float32. Raises ValueError when they spread too widely."""
     count, dimensions = features.shape
-    corner_keys, weights = _enclosing_simplices(features)
+    # The published code works on blocks of four features and fills the last block with zeros. The corners around zero
+    # then exist, carry no pixel, and yet pass the blur on; without them a pixel nearby can differ by some 0.002.
+    padding = features.new_zeros(1 if count % 4 else 0, dimensions)
+    corner_keys, weights = _enclosing_simplices(torch.cat([features, padding]))
+    weights = weights[:count]
     flat = corner_keys.reshape(-1, dimensions)
     lowest = flat.amin(0) - (dimensions + 1)  # room for neighbours just outside
     extent = flat.amax(0) + (dimensions + 2) - lowest
@@ -101,6 +105,7 @@ def build_lattice(features: Tensor) -> Lattice:
     place = torch.searchsorted(codes, wanted).clamp_(max=len(codes) - 1)
     neighbours = torch.where(codes[place] == wanted, place, len(codes))
 
+    inverse = inverse[: count * (dimensions + 1)]
     order = inverse.argsort(stable=True)
     counts = torch.bincount(inverse, minlength=len(codes))
     return Lattice(
@@ -114,7 +119,7 @@ def build_lattice(features: Tensor) -> Lattice:
 
 
 def _enclosing_simplices(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Integer corner coordinates (N, d + 1, d) and barycentric weights (N, d + 1) of the simplex around each feature."""
+    """Corner coordinates (N, d + 1, d), integers, and barycentric weights (N, d + 1) of the simplex of each feature."""
     count, dimensions = features.shape
     size = dimensions + 1
     elevated = _elevate(features)
