@@ -1,0 +1,155 @@
+"""The dense CRF against Kraehenbuhl's implementation (pydensecrf2) and against exact pairwise mean field."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from gwsss_fast.reference.dense_crf import build_lattice, dense_crf, gaussian_filter
+
+# sxy, w | sxy, srgb, w, iterations, as published with AffinityNet, IRN, DeepLab, MCIS and ToCo
+PRESETS = {
+    "psa": (3, 3, 80, 13, 10, 10),
+    "irn": (3, 3, 50, 5, 10, 10),
+    "deeplab": (1, 3, 67, 3, 4, 10),
+    "mcis": (3, 1, 80, 4, 3, 1),
+    "toco": (1, 1, 121, 5, 4, 10),
+}
+NAMES = ("sxy_gaussian", "w_gaussian", "sxy_bilateral", "srgb", "w_bilateral", "iterations")
+
+
+def run(prob, image, values):
+    return dense_crf(torch.as_tensor(prob), torch.as_tensor(image), **dict(zip(NAMES, values, strict=True)))
+
+
+def photograph(height, width, labels, seed):
+    """Smooth coloured regions with fine noise, and smooth label probabilities that follow other borders."""
+    rng = np.random.default_rng(seed)
+    regions = ndimage.gaussian_filter(rng.standard_normal((6, height, width)), (0, 6, 6)).argmax(0)
+    noise = ndimage.gaussian_filter(rng.standard_normal((height, width, 3)), (1, 1, 0)) * 40
+    image = (rng.integers(0, 256, (6, 3))[regions] + noise).clip(0, 255).astype(np.uint8)
+    logits = ndimage.gaussian_filter(rng.standard_normal((labels, height, width)), (0, 3, 3)) * 30
+    odds = np.exp(logits - logits.max(0))
+    return (odds / odds.sum(0)).astype(np.float32), image
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(("height", "width", "labels"), [(60, 80, 3), (43, 57, 3), (41, 53, 21)])
+def test_equals_the_published_implementation(preset, height, width, labels):
+    densecrf = pytest.importorskip("pydensecrf.densecrf")
+    from pydensecrf.utils import unary_from_softmax
+
+    prob, image = photograph(height, width, labels, seed=height + labels)
+    sxy_gaussian, w_gaussian, sxy_bilateral, srgb, w_bilateral, iterations = PRESETS[preset]
+    crf = densecrf.DenseCRF2D(width, height, labels)
+    crf.setUnaryEnergy(np.ascontiguousarray(unary_from_softmax(prob)))
+    crf.addPairwiseGaussian(sxy=sxy_gaussian, compat=w_gaussian)
+    crf.addPairwiseBilateral(sxy=sxy_bilateral, srgb=srgb, rgbim=image, compat=w_bilateral)
+    expected = np.array(crf.inference(iterations)).reshape(labels, height, width)
+
+    marginals = run(prob, image, PRESETS[preset]).numpy()
+    assert np.abs(marginals - expected).max() <= 1e-3
+    assert (marginals.argmax(0) == expected.argmax(0)).mean() >= 0.999
+    assert (expected.argmax(0) != prob.argmax(0)).mean() > 0.02  # the comparison is not one of untouched unaries
+
+
+def exact_mean_field(prob, image, values):
+    """Every pair of pixels, float64 (a pixel also hears itself, as on the lattice)."""
+    sxy_gaussian, w_gaussian, sxy_bilateral, srgb, w_bilateral, iterations = values
+    labels, height, width = prob.shape
+    y, x = np.mgrid[:height, :width].reshape(2, -1).astype(np.float64)
+    colour = image.reshape(-1, 3).astype(np.float64) / srgb
+    position = np.stack([x, y], 1)
+    total = 0
+    for weight, features in (
+        (w_gaussian, position / sxy_gaussian),
+        (w_bilateral, np.concatenate([position / sxy_bilateral, colour], 1)),
+    ):
+        kernel = np.exp(-0.5 * ((features[:, None] - features[None]) ** 2).sum(-1))
+        root = np.sqrt(kernel.sum(1))
+        total = total + weight * kernel / root[:, None] / root[None]
+    log_unary = np.log(prob.reshape(labels, -1).astype(np.float64).clip(1e-5, 1))
+    score = log_unary
+    for _ in range(iterations + 1):
+        odds = np.exp(score - score.max(0))
+        marginals = odds / odds.sum(0)
+        score = log_unary + marginals @ total
+    return marginals.reshape(prob.shape)
+
+
+def test_lattice_approximates_exact_pairwise_mean_field():
+    prob, image = photograph(24, 30, 3, seed=5)
+    values = (3, 3, 20, 20, 4, 5)
+    exact = exact_mean_field(prob, image, values)
+    approximate = run(prob, image, values).numpy()
+    assert (approximate.argmax(0) == exact.argmax(0)).mean() > 0.95
+    assert np.abs(approximate - exact).mean() < 0.05
+    assert np.abs(prob - exact).mean() > 0.15
+
+
+def test_lattice_weights_are_barycentric_and_the_filter_is_a_gaussian():
+    rng = np.random.default_rng(0)
+    features = rng.uniform(-6, 6, (400, 2))
+    lattice = build_lattice(torch.tensor(features, dtype=torch.float32))
+    assert torch.allclose(lattice.weights.sum(1), torch.ones(400), atol=1e-5)
+    assert lattice.weights.min() > -1e-5
+    values = rng.standard_normal((400, 2))
+    exact = np.exp(-0.5 * ((features[:, None] - features[None]) ** 2).sum(-1)) @ values
+    got = gaussian_filter(lattice, torch.tensor(values, dtype=torch.float32)).numpy()
+    assert np.corrcoef(exact.ravel(), got.ravel())[0, 1] > 0.98
+
+
+def test_no_iterations_or_no_weights_leave_the_normalised_unary():
+    prob, image = photograph(10, 12, 3, seed=2)
+    prob[:, 0, 0] = (1, 0, 0)  # clipped at 1e-5, so that the logarithm stays finite
+    clipped = prob.clip(1e-5, 1)
+    expected = clipped / clipped.sum(0)
+    assert np.allclose(run(prob, image, (3, 3, 80, 13, 10, 0)), expected, atol=1e-6)
+    assert np.allclose(run(prob, image, (3, 0, 80, 13, 0, 4)), expected, atol=1e-6)
+
+
+def test_constant_image_and_certain_labels_are_a_fixed_point():
+    prob = np.zeros((2, 9, 9), np.float32)
+    prob[1] = 1
+    marginals = run(prob, np.full((9, 9, 3), 7, np.uint8), PRESETS["irn"]).numpy()
+    assert (marginals[1] > 1 - 1e-5).all()
+    assert np.isfinite(marginals).all()
+
+
+def test_dtype_layout_and_single_pixel():
+    prob, image = photograph(8, 7, 3, seed=3)
+    double = run(prob.astype(np.float64), image, PRESETS["psa"])
+    assert double.dtype == torch.float64
+    single = run(prob, image, PRESETS["psa"])
+    assert torch.allclose(double.float(), single, atol=1e-6)
+    strided = torch.as_tensor(prob.transpose(2, 1, 0).copy()).permute(2, 1, 0)
+    assert torch.equal(run(strided, image, PRESETS["psa"]), single)
+    assert run(prob[:, :1, :1], image[:1, :1], PRESETS["psa"]).shape == (3, 1, 1)
+
+
+def test_gradient_in_the_probabilities():
+    prob, image = photograph(6, 5, 2, seed=4)
+    prob = torch.tensor(0.2 + 0.3 * prob, requires_grad=True)  # away from the clip at 1e-5 and 1
+    direction = torch.randn(prob.shape, generator=torch.Generator().manual_seed(0))
+    values = (3, 1, 20, 30, 1, 2)
+    marginals = run(prob, image, values)
+    marginals[0].sum().backward()
+    step = 1e-3
+    with torch.no_grad():
+        ahead, behind = (run(prob + sign * step * direction, image, values)[0].double().sum() for sign in (1, -1))
+    assert torch.isclose((prob.grad * direction).sum().double(), (ahead - behind) / (2 * step), rtol=0.05)
+
+
+@pytest.mark.parametrize("image_shape", [(5, 4, 3), (4, 5, 4), (4, 5)])
+def test_shapes_that_do_not_agree(image_shape):
+    with pytest.raises(ValueError, match="H, W"):
+        run(np.full((2, 4, 5), 0.5, np.float32), np.zeros(image_shape, np.uint8), PRESETS["psa"])
+
+
+def test_too_fine_a_lattice_is_an_error_not_a_wrong_answer():
+    with pytest.raises(ValueError, match="lattice"):
+        run(
+            np.full((2, 2, 2), 0.5, np.float32),
+            np.arange(12).reshape(2, 2, 3).astype(np.uint8) * 20,
+            (3, 3, 1e-4, 1e-4, 10, 1),
+        )
