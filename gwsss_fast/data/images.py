@@ -96,3 +96,43 @@ def _counts(mask: np.ndarray, path: Path) -> np.ndarray:
     if mask.ndim != 2 or not np.issubdtype(mask.dtype, np.integer) or (mask.size and mask.min() < 0):
         raise GwsssError(f"mask {path} is not a plane of class numbers (shape {mask.shape}, type {mask.dtype})")
     return np.bincount(mask.ravel(), minlength=IGNORE + 1)
+
+
+class ImageFolder:
+    """The files of one folder by their name without extension, listed once; empty when the folder does not exist.
+
+    Of several files that differ in their extension alone the one whose extension comes first is found.
+    """
+
+    def __init__(self, path: Path, extensions: tuple[str, ...] = IMAGE_EXTENSIONS) -> None:
+        self.path = path
+        self._files: dict[str, Path] = {}
+        found = [file for file in path.iterdir() if file.suffix.lower() in extensions] if path.is_dir() else []
+        for file in sorted(found, key=lambda file: (extensions.index(file.suffix.lower()), file.name), reverse=True):
+            self._files[file.stem] = file
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __contains__(self, file: Path) -> bool:
+        return self._files.get(file.stem) == file
+
+    def find(self, stem: str) -> Path | None:
+        return self._files.get(stem)
+
+
+def open_saliency(root: Path, folder: str | Path | None) -> ImageFolder:
+    """The folder of saliency maps: `folder` (also relative to `root`), else `Saliency` in `root`, else nothing.
+
+    Raises GwsssError when the folder that was asked for does not exist or holds no image.
+    """
+    if folder is None:
+        return ImageFolder(root / "Saliency")
+    candidates = [Path(folder), root / folder]
+    path = next((candidate for candidate in candidates if candidate.is_dir()), None)
+    if path is None:
+        raise GwsssError(f"saliency folder {folder} does not exist")
+    maps = ImageFolder(path)
+    if not len(maps):
+        raise GwsssError(f"saliency folder {path} holds no image")
+    return maps

@@ -1,0 +1,71 @@
+"""One function that opens every data set, whatever its layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from gwsss_fast.data import voc
+from gwsss_fast.data.records import DataSet, MissingFilesError, Record, Split
+from gwsss_fast.errors import GwsssError
+
+__all__ = ["DataSet", "Layout", "MissingFilesError", "Record", "Split", "find_root", "open_dataset"]
+
+Layout = Literal["auto", "voc", "folder", "csv", "embedded"]
+
+
+def open_dataset(
+    root: str | Path,
+    *,
+    layout: Layout = "auto",
+    classes_file: str | Path | None = None,
+    train_list: str | Path | None = None,
+    train_aug_list: str | Path | None = None,
+    val_list: str | Path | None = None,
+    labels: str | Path = "auto",
+    saliency: str | Path | None = None,
+    seed: int = 0,
+) -> DataSet:
+    """Open the data set in the folder `root`; `"embedded"` makes the generated one, of the given `seed`.
+
+    Lists are paths or the names of lists in `ImageSets/Segmentation`. `labels` says where the image-level labels of
+    VOC layout come from: `list`, `cls_labels`, `masks`, `xml`, a `.npy` file, or `auto`, the first of these that
+    knows every image.
+
+    Raises GwsssError naming file and line for whatever is missing, empty or contradictory.
+    """
+    root, layout = find_root(root, layout, seed=seed)
+    if layout in ("voc", "embedded"):
+        folder = voc.VocFolder(
+            root,
+            classes_file=classes_file,
+            lists={"train": train_list, "train_aug": train_aug_list, "val": val_list},
+            labels=labels,
+            saliency=saliency,
+        )
+        return DataSet(root, layout, folder.classes, {name: folder.split(name) for name in folder.lists})
+    raise GwsssError(f"layout {layout} is unknown")
+
+
+def find_root(root: str | Path, layout: Layout, *, seed: int = 0) -> tuple[Path, Layout]:
+    """The folder (or CSV file) that holds the data, and its layout when that is `auto`.
+
+    Raises GwsssError when it does not exist or resembles no layout.
+    """
+    if str(root) == "embedded" or layout == "embedded":
+        from gwsss_fast.data.embedded import build_embedded  # drawing tools, needed for nothing else
+
+        return build_embedded(seed=seed), "embedded"
+    root = Path(root)
+    if not root.exists():
+        raise GwsssError(f"data folder {root} does not exist; name a folder, or `embedded` for the built-in data set")
+    if root.is_file():
+        if root.suffix.lower() != ".csv":
+            raise GwsssError(f"{root} is a file; name the data folder, or a CSV file of `file,class1|class2` lines")
+        return root, "csv"
+    for folder in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
+        if layout in ("auto", "voc") and ((folder / "JPEGImages").is_dir() or (folder / "ImageSets").is_dir()):
+            return folder, "voc"
+    if layout != "auto":
+        return root, layout
+    raise GwsssError(f"{root} resembles no layout")

@@ -1,0 +1,149 @@
+"""PASCAL VOC 2012, with or without SBD, and any folder of the same layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from gwsss_fast.data import label_sources
+from gwsss_fast.data.class_names import VOC_CLASSES, find_classes, looks_like_voc
+from gwsss_fast.data.images import ImageFolder, open_saliency
+from gwsss_fast.data.label_sources import LabelSource, label_records
+from gwsss_fast.data.lists import ListEntry, read_list
+from gwsss_fast.data.records import MissingFilesError, Record, Split
+from gwsss_fast.errors import GwsssError
+
+LABEL_KINDS = ("auto", "list", "cls_labels", "masks", "xml")
+EXPECTED = "JPEGImages/, SegmentationClass/ or SegmentationClassAug/, and ImageSets/Segmentation/ with train.txt"
+
+_LISTS = Path("ImageSets/Segmentation")
+_LIST_NAMES = {  # spellings of the field, the usual one first
+    "train": ("train", "train_id"),
+    "train_aug": ("train_aug", "trainaug", "train_aug_id", "train_cls"),
+    "val": ("val", "val_id", "val_cls"),
+}
+_SBD_FOLDERS = ("cls", "SBD/cls", "SBD/dataset/cls", "sbd/cls", "benchmark_RELEASE/dataset/cls", "dataset/cls")
+
+
+class VocFolder:
+    """A folder of VOC layout, its files listed once.
+
+    Raises GwsssError when the folder lacks images or lists, or when nothing names the classes.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        classes_file: str | Path | None = None,
+        lists: dict[str, str | Path | None] | None = None,
+        labels: str | Path = "auto",
+        saliency: str | Path | None = None,
+    ) -> None:
+        self.root = root
+        self._images = ImageFolder(root / "JPEGImages")
+        if not len(self._images):
+            raise GwsssError(f"{root / 'JPEGImages'} holds no image; expected {EXPECTED}")
+        masks = [ImageFolder(root / name, (".png",)) for name in ("SegmentationClassAug", "SegmentationClass")]
+        self._masks = [*masks, *(ImageFolder(root / name, (".mat",)) for name in _SBD_FOLDERS)]
+        self._saliency = open_saliency(root, saliency)
+        self.lists = self._find_lists(lists or {})
+        self._entries = {name: read_list(path) for name, path in self.lists.items()}
+        self.labels = _known_label_kind(labels)
+        classes = find_classes(root, classes_file)
+        if classes is None:
+            ids = (entry.id for entries in self._entries.values() for entry in entries)
+            if not looks_like_voc(ids):
+                raise GwsssError(f"{root / 'classes.txt'} does not exist; write the class names there, one a line")
+            classes = VOC_CLASSES
+        self.classes = classes
+
+    def split(self, name: str) -> Split:
+        """The labelled records of the split `name`. Raises GwsssError for missing files, masks or labels."""
+        path, entries = self.lists[name], self._entries[name]
+        records = self._records(path, entries)
+        lacking = [entry for entry, record in zip(entries, records, strict=True) if record.mask is None]
+        if name != "train_aug" and 0 < len(lacking) < len(entries):
+            raise GwsssError(
+                f"{path}, line {lacking[0].line}: image {lacking[0].id} has no mask in "
+                f"{' or '.join(str(folder.path) for folder in self._masks[:2])} while others on the list have one "
+                f"({len(lacking)} without); add it or take the image off the list"
+            )
+        wanted = (source for source in self.sources(name) if self.labels in ("auto", source.kind, source.where))
+        required = name != "val"
+        return Split(name, self.classes, label_records(records, wanted, list_path=path, required=required))
+
+    def sources(self, name: str) -> Iterator[LabelSource]:
+        """Everything that gives labels for the split `name`, the most trusted first; read one by one, as asked for."""
+        own = label_sources.from_list(self.lists[name], self._entries[name], self.classes)
+        if own is not None:
+            yield own
+        if self._cls_labels is not None:
+            yield self._cls_labels
+        for path in sorted((self.root / _LISTS).glob("*_cls.txt")):  # labelled lists beside the split's own
+            other = label_sources.from_list(path, read_list(path), self.classes)
+            if other is not None and path != self.lists[name]:
+                yield other
+        if any(len(folder) for folder in self._masks):
+            yield self._mask_labels
+        if (self.root / "Annotations").is_dir():
+            yield label_sources.from_xml(self.root / "Annotations", self.classes)
+
+    @cached_property
+    def _cls_labels(self) -> LabelSource | None:
+        if self.labels.endswith(".npy"):
+            return label_sources.from_cls_labels(Path(self.labels), self.classes)
+        folders = [self.root, self.root / _LISTS, *(path.parent for path in self.lists.values())]
+        path = next((folder / "cls_labels.npy" for folder in folders if (folder / "cls_labels.npy").is_file()), None)
+        return label_sources.from_cls_labels(path, self.classes) if path else None
+
+    @cached_property
+    def _mask_labels(self) -> LabelSource:
+        return label_sources.from_masks(self.root, self.classes)
+
+    def _find_lists(self, given: dict[str, str | Path | None]) -> dict[str, Path]:
+        lists = {}
+        for name, spellings in _LIST_NAMES.items():
+            if given.get(name) is not None:
+                lists[name] = self._given_list(str(given[name]))
+                continue
+            paths = [self.root / _LISTS / f"{spelling}.txt" for spelling in spellings]
+            found = next((path for path in paths if path.is_file()), None)
+            if found is not None:
+                lists[name] = found
+        if "train" not in lists and "train_aug" not in lists:
+            raise GwsssError(f"{self.root / _LISTS} holds neither train.txt nor train_aug.txt; expected {EXPECTED}")
+        return lists
+
+    def _given_list(self, name: str) -> Path:
+        for path in (Path(name), self.root / name, self.root / _LISTS / name, self.root / _LISTS / f"{name}.txt"):
+            if path.is_file():
+                return path
+        raise GwsssError(f"image list {name} does not exist, neither as a path nor in {self.root / _LISTS}")
+
+    def _records(self, path: Path, entries: Sequence[ListEntry]) -> list[Record]:
+        records, missing = [], []
+        for entry in entries:
+            image = self.root / entry.image if entry.image else self._images.find(entry.id)
+            if image is None or not (image in self._images or image.is_file()):
+                missing.append(f"{path}, line {entry.line}: {image or self._images.path / (entry.id + '.jpg')}")
+                continue
+            records.append(Record(entry.id, image, self._mask(entry), self._saliency.find(entry.id)))
+        if missing:
+            raise MissingFilesError(missing)
+        return records
+
+    def _mask(self, entry: ListEntry) -> Path | None:
+        if entry.mask is not None and (self.root / entry.mask).is_file():
+            return self.root / entry.mask
+        return next((mask for folder in self._masks if (mask := folder.find(entry.id)) is not None), None)
+
+
+def _known_label_kind(labels: str | Path) -> str:
+    text = str(labels)
+    if text in LABEL_KINDS:
+        return text
+    if text.endswith(".npy"):
+        return str(Path(text))  # the spelling that LabelSource.where has
+    raise GwsssError(f"unknown source of labels {text!r}; choose one of {', '.join(LABEL_KINDS)} or a .npy file")
