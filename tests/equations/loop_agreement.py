@@ -61,15 +61,17 @@ def assert_same(
                 compare_gradients(torch.autograd.grad(total, tensors, allow_unused=True), numeric)
 
 
-def compare_values(actual: tuple, expected: tuple) -> None:
+def compare_values(actual: tuple, expected: tuple, rtol: float = 1e-10) -> None:
     assert len(actual) == len(expected)
     for a, e in zip(actual, expected, strict=True):
         assert a.dtype == torch.float64
         assert tuple(a.shape) == e.shape
-        np.testing.assert_allclose(a.detach().numpy(), e, rtol=1e-10, atol=1e-11)
+        np.testing.assert_allclose(a.detach().numpy(), e, rtol=rtol, atol=rtol / 10)
 
 
-def compare_gradients(found: Sequence[torch.Tensor | None], numeric: Sequence[np.ndarray]) -> None:
+def compare_gradients(
+    found: Sequence[torch.Tensor | None], numeric: Sequence[np.ndarray], rtol: float = 1e-6, atol: float = 1e-7
+) -> None:
     for which, (gradient, expected) in enumerate(zip(found, numeric, strict=True)):
         actual = np.zeros_like(expected) if gradient is None else gradient.numpy()
-        np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-7, err_msg=f"gradient of input {which}")
+        np.testing.assert_allclose(actual, expected, rtol=rtol, atol=atol, err_msg=f"gradient of input {which}")

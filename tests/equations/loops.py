@@ -6,7 +6,6 @@ Shapes follow the package: B groups, K nodes (images) a group, N positions, C ch
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -122,11 +121,11 @@ def conv_gru(m: np.ndarray, h: np.ndarray, weight: np.ndarray, bias: np.ndarray)
     r = conv2d(np.concatenate([m, h], axis=1), weight[reset], bias[reset])
     gated = np.zeros_like(h)
     for index in np.ndindex(h.shape):
-        gated[index] = sigmoid(r[index]) * h[index]
+        gated[index] = sigmoid(float(r[index])) * h[index]
     c = conv2d(np.concatenate([m, gated], axis=1), weight[candidate], bias[candidate])
     out = np.zeros_like(h)
     for index in np.ndindex(h.shape):
-        gate = sigmoid(z[index])
+        gate = sigmoid(float(z[index]))
         out[index] = (1.0 - gate) * h[index] + gate * math.tanh(c[index])
     return out
 
@@ -251,7 +250,10 @@ def group_loss(
     weights: tuple[float, float, float],
     reduction: str = "mean",
 ) -> float:
-    """Eq. 13 over groups: logits (B,K,L), edge logits (B,K,K,L), labels (B,K,L) in {0, 1}."""
+    """Eq. 13, averaged over groups: logits (B,K,L), edge logits (B,K,K,L), labels (B,K,L) in {0, 1}.
+
+    "sum" takes the sums of Eq. 13 over nodes, edges and classes; "mean" divides each by its number of terms.
+    """
     groups, nodes, classes = labels.shape
     final, initial, edge = 0.0, 0.0, 0.0
     for b in range(groups):
@@ -264,88 +266,6 @@ def group_loss(
                     shared = np.array([1.0 if x == 1 and y == 1 else 0.0 for x, y in pairs])
                     edge += soft_margin(edge_logits[b, i, j], shared)
     if reduction == "mean":
-        final, initial = final / (groups * nodes * classes), initial / (groups * nodes * classes)
-        edge /= groups * nodes * nodes * classes
-    return weights[0] * final + weights[1] * initial + weights[2] * edge
-
-
-# The whole module
-
-
-@dataclass
-class Parameters:
-    """Weights of the module; 1x1 convolutions are (out, in) matrices with an optional bias."""
-
-    p: np.ndarray  # (D, C), Eq. 5
-    q: np.ndarray
-    self_query: tuple[np.ndarray, np.ndarray | None]  # (D, C), Eq. 6
-    self_key: tuple[np.ndarray, np.ndarray | None]
-    self_value: tuple[np.ndarray, np.ndarray | None]  # (C, C)
-    gru_weight: np.ndarray  # (3C, 2C, k, k)
-    gru_bias: np.ndarray
-
-
-def to_positions(x: np.ndarray) -> np.ndarray:
-    """(B,K,C,H,W) -> (B,K,N,C), positions row by row."""
-    groups, nodes, channels, height, width = x.shape
-    out = np.zeros((groups, nodes, height * width, channels))
-    for b, i, c, y, z in np.ndindex(x.shape):
-        out[b, i, y * width + z, c] = x[b, i, c, y, z]
-    return out
-
-
-def to_maps(x: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(B,K,N,C) -> (B,K,C,H,W)."""
-    groups, nodes, _, channels = x.shape
-    out = np.zeros((groups, nodes, channels, height, width))
-    for b, i, n, c in np.ndindex(x.shape):
-        out[b, i, c, n // width, n % width] = x[b, i, n, c]
-    return out
-
-
-def unit_rows(x: np.ndarray) -> np.ndarray:
-    """Every position's vector divided by its length."""
-    out = np.zeros_like(x)
-    for index in np.ndindex(x.shape[:-1]):
-        length = math.sqrt(math.fsum(value * value for value in x[index].tolist()))
-        out[index] = [value / length for value in x[index].tolist()]
-    return out
-
-
-def message(
-    g: np.ndarray, weights: Parameters, reverse: str, aggregate: str = "sum", temperature: float | None = None
-) -> np.ndarray:
-    """m of Eq. 8; a temperature stands for cosine scores (the temperature times the cosine of p and q)."""
-    p, q = linear(g, weights.p), linear(g, weights.q)
-    if temperature is not None:
-        p, q = temperature * unit_rows(p), unit_rows(q)
-    received = co_attention(p, q, g, reverse)
-    if aggregate == "mean" and g.shape[1] > 1:
-        received = received / (g.shape[1] - 1)
-    own = attention(linear(g, *weights.self_query), linear(g, *weights.self_key), linear(g, *weights.self_value)) + g
-    return received + own
-
-
-def group_reasoning(
-    features: np.ndarray,
-    weights: Parameters,
-    steps: int,
-    reverse: str,
-    *,
-    aggregate: str = "sum",
-    temperature: float | None = None,
-    dropout: tuple[float, float, float] | None = None,
-) -> np.ndarray:
-    """g^T from g^0, both (B,K,C,H,W). `dropout` is (r, rate, threshold), used after every step but the last."""
-    groups, nodes, channels, height, width = features.shape
-    state = features
-    for step in range(steps):
-        m = to_maps(message(to_positions(state), weights, reverse, aggregate, temperature), height, width)
-        flat = (groups * nodes, channels, height, width)
-        state = conv_gru(m.reshape(flat), state.reshape(flat), weights.gru_weight, weights.gru_bias)
-        state = state.reshape(features.shape)
-        if dropout is not None and step < steps - 1:
-            r, rate, threshold = dropout
-            kept = graph_dropout(to_positions(state), np.full(groups, r), rate, threshold)
-            state = to_maps(kept, height, width)
-    return state
+        final, initial = final / (nodes * classes), initial / (nodes * classes)
+        edge /= nodes * nodes * classes
+    return (weights[0] * final + weights[1] * initial + weights[2] * edge) / groups

@@ -18,10 +18,8 @@ from loops import (
     normalised_maps,
     position_attention,
     softmax_rows,
-    to_maps,
-    to_positions,
-    unit_rows,
 )
+from module_loops import root_mean_square, to_maps, to_positions, unit_rows
 
 LN2, LN3 = math.log(2), math.log(3)
 
@@ -127,7 +125,8 @@ def test_loss_targets_of_edges_are_the_shared_classes() -> None:
 
 def test_maps_are_normalised_by_their_own_maximum() -> None:
     maps = np.array([[[-1.0, 2.0], [4.0, 1.0]], [[-1.0, -2.0], [-3.0, -0.5]]])
-    np.testing.assert_allclose(normalised_maps(maps), [[[0.0, 0.5], [1.0, 0.25]], np.zeros((2, 2))])
+    expected = [[[0.0, 0.5], [1.0, 0.25]], [[0.0, 0.0], [0.0, 0.0]]]
+    np.testing.assert_allclose(normalised_maps(maps), expected)
 
 
 def test_linear_and_unit_rows() -> None:
@@ -141,3 +140,7 @@ def test_positions_run_row_by_row() -> None:
     positions = to_positions(x)
     np.testing.assert_array_equal(positions[0, 0, :, 0], [0, 1, 2, 3, 4, 5])
     np.testing.assert_array_equal(to_maps(positions, 2, 3), x)
+
+
+def test_root_mean_square_of_a_node() -> None:
+    assert root_mean_square(np.array([[3.0, 4.0], [0.0, 5.0]])) == pytest.approx(math.sqrt(12.5))
