@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from gwsss_fast.data import voc
+from gwsss_fast.data import folder, voc
 from gwsss_fast.data.records import DataSet, MissingFilesError, Record, Split
 from gwsss_fast.errors import GwsssError
 
@@ -36,15 +36,20 @@ def open_dataset(
     """
     root, layout = find_root(root, layout, seed=seed)
     if layout in ("voc", "embedded"):
-        folder = voc.VocFolder(
+        files = voc.VocFolder(
             root,
             classes_file=classes_file,
             lists={"train": train_list, "train_aug": train_aug_list, "val": val_list},
             labels=labels,
             saliency=saliency,
         )
-        return DataSet(root, layout, folder.classes, {name: folder.split(name) for name in folder.lists})
-    raise GwsssError(f"layout {layout} is unknown")
+        return DataSet(root, layout, files.classes, {name: files.split(name) for name in files.lists})
+    if any(name is not None for name in (train_list, train_aug_list)) or labels != "auto":
+        raise GwsssError(f"train_list, train_aug_list and labels are for VOC layout; {root} has the layout {layout}")
+    options = {"classes_file": classes_file, "val_list": val_list, "saliency": saliency}
+    if layout == "csv":
+        return folder.open_csv(_csv_file(root), **options)
+    return folder.open_folder(root, **options)
 
 
 def find_root(root: str | Path, layout: Layout, *, seed: int = 0) -> tuple[Path, Layout]:
@@ -63,9 +68,20 @@ def find_root(root: str | Path, layout: Layout, *, seed: int = 0) -> tuple[Path,
         if root.suffix.lower() != ".csv":
             raise GwsssError(f"{root} is a file; name the data folder, or a CSV file of `file,class1|class2` lines")
         return root, "csv"
-    for folder in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
-        if layout in ("auto", "voc") and ((folder / "JPEGImages").is_dir() or (folder / "ImageSets").is_dir()):
-            return folder, "voc"
+    for below in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
+        if layout in ("auto", "voc") and ((below / "JPEGImages").is_dir() or (below / "ImageSets").is_dir()):
+            return below, "voc"
     if layout != "auto":
         return root, layout
-    raise GwsssError(f"{root} resembles no layout")
+    if folder.find_csv(root) is not None:
+        return root, "csv"
+    if folder.looks_like_folder(root):
+        return root, "folder"
+    raise GwsssError(f"{root} has no known layout; expected either {voc.EXPECTED}, or {folder.EXPECTED}")
+
+
+def _csv_file(root: Path) -> Path:
+    path = root if root.is_file() else folder.find_csv(root)
+    if path is None:
+        raise GwsssError(f"{root} holds no train.csv of `file,class1|class2` lines")
+    return path
