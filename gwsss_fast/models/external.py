@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.models.base import Backbone, evaluating
-from gwsss_fast.models.weights import load_weights, read_state
+from gwsss_fast.models.weights import load_weights
 
 PROBE_SIZE = 224
 STRIDES = (8, 16)
@@ -116,8 +116,8 @@ def _import(where: str, name: str) -> ModuleType:
 def timm_backbone(name: str, weights: str = "default") -> Backbone:
     """`timm:NAME`: the last feature map of a timm model at output stride 8, else 16.
 
-    weights: "default" (timm's pretrained ones), "none" or a path. Raises GwsssError when timm is missing, does not know
-    the model, cannot run it at these strides or cannot get its weights.
+    weights: "default" (timm's pretrained ones), "none" or the path of a file in timm's names. Raises GwsssError when
+    timm is missing, does not know the model, cannot run it at these strides or cannot get its weights.
     """
     try:
         import timm
@@ -129,9 +129,10 @@ def timm_backbone(name: str, weights: str = "default") -> Backbone:
     options: dict[str, Any] = {"pretrained": weights != "none", "features_only": True, "out_indices": (-1,)}
     record = "random" if weights == "none" else f"timm {architecture}"
     if weights not in ("default", "none"):
-        read_state(weights)  # refuses what is not safe to load before timm opens it
-        options["pretrained_cfg_overlay"] = {"file": str(weights)}
-        record = str(weights)
+        # Through the whole model and our own checks: timm's extractors silently leave out what does not fit.
+        whole = timm.create_model(architecture, pretrained=False, num_classes=0)
+        record = load_weights(whole, weights)
+        options["pretrained_cfg_overlay"] = {"state_dict": whole.state_dict()}
     backbone = External(_timm_body(timm, architecture, options, name), name)
     if backbone.stride not in STRIDES:
         raise GwsssError(f"backbone {name} has stride {backbone.stride}; choose a model that runs at stride 8 or 16")
