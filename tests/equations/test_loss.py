@@ -55,6 +55,7 @@ def test_group_loss(shape: tuple[int, int, int], weights: tuple[float, float, fl
 def test_weights_of_the_paper_and_means_are_the_default() -> None:
     arrays, labels = draw(2, 3, 4)
     actual = package_loss([torch.from_numpy(x) for x in arrays], labels)
+    expected = group_loss(arrays[0], arrays[1], arrays[2], labels, WEIGHTS)
     np.testing.assert_allclose(
         actual.item(), group_loss(arrays[0], arrays[1], arrays[2], labels, WEIGHTS), rtol=ROUNDING
     )
