@@ -101,7 +101,7 @@ def absolute_base(node: ast.ImportFrom, module: str, is_package: bool) -> str:
 def imports_of(path: Path, root: Path) -> Iterator[tuple[int, str]]:
     """(line, dotted module) of every import of the file; names imported from the bare package become its rooms."""
     module = module_name(path, root)
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, name.name) for name in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -161,7 +161,7 @@ def length_violations(root: Path) -> list[str]:
             found.append(f"{where}: {lines} lines")
         if path.suffix != ".py":
             continue
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(ast.parse(text, filename=str(path))):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 length = (node.end_lineno or node.lineno) - node.lineno + 1
                 if length > MAX_FUNCTION_LINES:
