@@ -6,6 +6,7 @@
 from gwsss_fast.ops.attention import attention
 from gwsss_fast.ops.co_attention import REVERSES, co_attention
 from gwsss_fast.ops.conv_gru import conv_gru
+from gwsss_fast.ops.dense_crf import dense_crf
 from gwsss_fast.ops.dispatch import available, backend
 from gwsss_fast.ops.edge_readout import edge_readout
 from gwsss_fast.ops.graph_dropout import graph_dropout
@@ -18,6 +19,7 @@ __all__ = [
     "backend",
     "co_attention",
     "conv_gru",
+    "dense_crf",
     "edge_readout",
     "edge_scores",
     "graph_dropout",

@@ -31,30 +31,95 @@ def dense_crf(
     image: (H, W, 3) raw pixels 0..255. The smoothness kernel has position width `sxy_gaussian` (pixels), the
     appearance kernel `sxy_bilateral` (pixels) and `srgb` (grey levels); `w_gaussian` and `w_bilateral` are the Potts
     weights. Each kernel is normalised on both sides by the square root of its row sums. The result has the dtype of
-    `prob` and is differentiable in it. Raises ValueError for shapes that do not agree.
+    `prob`. Raises ValueError for shapes that do not agree.
     """
     if prob.dim() != 3 or image.shape != (*prob.shape[1:], 3):
         raise ValueError(
             f"dense_crf wants prob (L, H, W) and image (H, W, 3); got {tuple(prob.shape)} and {tuple(image.shape)}"
         )
-    labels, height, width = prob.shape
-    log_unary = prob.float().clamp(SMALLEST_PROBABILITY, 1.0).log().reshape(labels, -1).T.contiguous()
-    if log_unary.numel() == 0:
+    if prob.numel() == 0:
         return prob.clone()
-    position = _positions(height, width, log_unary.device)
-    colour = image.reshape(-1, 3).to(log_unary.device).float()
-    kernels = [
-        (w_gaussian, build_lattice(position / sxy_gaussian)),
-        (w_bilateral, build_lattice(torch.cat([position / sxy_bilateral, colour / srgb], 1))),
+    log_unary = _log_unary(prob)
+    kernels = _kernels(image.to(prob.device), sxy_gaussian, w_gaussian, sxy_bilateral, srgb, w_bilateral)
+    return _as_map(_mean_field(log_unary, kernels, iterations)[-1], prob)
+
+
+def dense_crf_backward(
+    grad: Tensor,
+    prob: Tensor,
+    image: Tensor,
+    *,
+    sxy_gaussian: float,
+    w_gaussian: float,
+    sxy_bilateral: float,
+    srgb: float,
+    w_bilateral: float,
+    iterations: int,
+) -> Tensor:
+    """Gradient of `prob` (L, H, W): back through every update, by the transposed filter. The image gets none."""
+    if prob.numel() == 0:
+        return torch.zeros_like(prob)
+    log_unary = _log_unary(prob)
+    kernels = _kernels(image.to(prob.device), sxy_gaussian, w_gaussian, sxy_bilateral, srgb, w_bilateral)
+    marginals = _mean_field(log_unary, kernels, iterations)
+    grad_marginals = grad.float().reshape(len(prob), -1).T
+    grad_unary = torch.zeros_like(log_unary)
+    for step in range(iterations, -1, -1):
+        weights = marginals[step]
+        grad_score = weights * (grad_marginals - (weights * grad_marginals).sum(1, keepdim=True))
+        grad_unary += grad_score
+        grad_marginals = _messages(grad_score, kernels, transposed=True)
+    kept = ((prob >= SMALLEST_PROBABILITY) & (prob <= 1)).to(prob.dtype)
+    return _as_map(grad_unary, prob) * kept / prob.clamp(SMALLEST_PROBABILITY, 1.0)
+
+
+class Kernel(NamedTuple):
+    """A Gaussian edge kernel: its Potts weight, its lattice and the square root normalisation (N, 1)."""
+
+    weight: float
+    lattice: "Lattice"
+    norm: Tensor
+
+
+def _kernels(
+    image: Tensor, sxy_gaussian: float, w_gaussian: float, sxy_bilateral: float, srgb: float, w_bilateral: float
+) -> list[Kernel]:
+    position = _positions(*image.shape[:2], image.device)
+    colour = image.reshape(-1, 3).float()
+    features = [
+        (w_gaussian, lambda: position / sxy_gaussian),
+        (w_bilateral, lambda: torch.cat([position / sxy_bilateral, colour / srgb], 1)),
     ]
-    scaled = [(weight, lattice, _inverse_root_of_row_sums(lattice)) for weight, lattice in kernels if weight != 0]
-    marginals = log_unary.softmax(1)
+    kernels = []
+    for weight, scaled in features:
+        if weight != 0:
+            lattice = build_lattice(scaled())
+            kernels.append(Kernel(weight, lattice, _inverse_root_of_row_sums(lattice)))
+    return kernels
+
+
+def _mean_field(log_unary: Tensor, kernels: list[Kernel], iterations: int) -> list[Tensor]:
+    """Marginals (N, L) at the start and after each update."""
+    marginals = [log_unary.softmax(1)]
     for _ in range(iterations):
-        score = log_unary
-        for weight, lattice, norm in scaled:
-            score = score + weight * norm * gaussian_filter(lattice, norm * marginals)
-        marginals = score.softmax(1)
-    return marginals.T.reshape(labels, height, width).to(prob.dtype)
+        marginals.append((log_unary + _messages(marginals[-1], kernels)).softmax(1))
+    return marginals
+
+
+def _messages(values: Tensor, kernels: list[Kernel], transposed: bool = False) -> Tensor:
+    """Sum over the kernels of weight * norm * filter(norm * values), or of its transpose."""
+    total = torch.zeros_like(values)
+    for weight, lattice, norm in kernels:
+        total += weight * norm * gaussian_filter(lattice, norm * values, transposed)
+    return total
+
+
+def _log_unary(prob: Tensor) -> Tensor:
+    return prob.float().clamp(SMALLEST_PROBABILITY, 1.0).log().reshape(len(prob), -1).T.contiguous()
+
+
+def _as_map(values: Tensor, prob: Tensor) -> Tensor:
+    return values.T.reshape(prob.shape).to(prob.dtype).contiguous()
 
 
 class Lattice(NamedTuple):
@@ -68,14 +133,18 @@ class Lattice(NamedTuple):
     splat_starts: Tensor  # (M,) first entry of each corner in the two lists above
 
 
-def gaussian_filter(lattice: Lattice, values: Tensor) -> Tensor:
-    """Filter values (N, L) with a unit Gaussian over the lattice's features."""
+def gaussian_filter(lattice: Lattice, values: Tensor, transposed: bool = False) -> Tensor:
+    """Filter values (N, L) with a unit Gaussian over the lattice's features.
+
+    Splat and slice are each other's transposes and so is a blur with itself, but the blurs do not commute at the
+    lattice's rim: the transposed filter takes them in reverse order.
+    """
     dimensions = lattice.corners.shape[1] - 1
     corner_values = embedding_bag(
         lattice.splat_sources, values, lattice.splat_starts, mode="sum", per_sample_weights=lattice.splat_weights
     )
     nothing = corner_values.new_zeros(1, values.shape[1])
-    for before, after in lattice.neighbours:
+    for before, after in lattice.neighbours.flip(0) if transposed else lattice.neighbours:
         padded = torch.cat([corner_values, nothing])
         corner_values = corner_values + 0.5 * (padded[before] + padded[after])
     sliced = embedding_bag(lattice.corners, corner_values, mode="sum", per_sample_weights=lattice.weights)

@@ -1,0 +1,108 @@
+"""`ops.dense_crf`: mean field of a fully connected CRF with Gaussian edges."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from gwsss_fast import reference
+from gwsss_fast.ops import dispatch
+
+dispatch.register("dense_crf", "reference", dispatch.Kernel(reference.dense_crf, reference.dense_crf_backward))
+
+
+@torch.library.custom_op("gwsss_fast::dense_crf", mutates_args=())
+def _dense_crf(
+    prob: Tensor,
+    image: Tensor,
+    sxy_gaussian: float,
+    w_gaussian: float,
+    sxy_bilateral: float,
+    srgb: float,
+    w_bilateral: float,
+    iterations: int,
+    backend: str,
+) -> Tensor:
+    options = _options(sxy_gaussian, w_gaussian, sxy_bilateral, srgb, w_bilateral, iterations)
+    return dispatch.kernel("dense_crf", backend).forward(prob, image, **options)
+
+
+@_dense_crf.register_fake
+def _(prob, image, sxy_gaussian, w_gaussian, sxy_bilateral, srgb, w_bilateral, iterations, backend):  # type: ignore[no-untyped-def]
+    return prob.new_empty(prob.shape)
+
+
+@torch.library.custom_op("gwsss_fast::dense_crf_backward", mutates_args=())
+def _dense_crf_backward(
+    grad: Tensor,
+    prob: Tensor,
+    image: Tensor,
+    sxy_gaussian: float,
+    w_gaussian: float,
+    sxy_bilateral: float,
+    srgb: float,
+    w_bilateral: float,
+    iterations: int,
+    backend: str,
+) -> Tensor:
+    options = _options(sxy_gaussian, w_gaussian, sxy_bilateral, srgb, w_bilateral, iterations)
+    return dispatch.kernel("dense_crf", backend).backward(grad, prob, image, **options)
+
+
+@_dense_crf_backward.register_fake
+def _(grad, prob, image, sxy_gaussian, w_gaussian, sxy_bilateral, srgb, w_bilateral, iterations, backend):  # type: ignore[no-untyped-def]
+    return prob.new_empty(prob.shape)
+
+
+def _options(*values: float) -> dict[str, float]:
+    names = ("sxy_gaussian", "w_gaussian", "sxy_bilateral", "srgb", "w_bilateral", "iterations")
+    return dict(zip(names, values, strict=True))
+
+
+def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    prob, image, *ctx.options = inputs
+    ctx.save_for_backward(prob, image)
+
+
+def _backward(ctx, grad):  # type: ignore[no-untyped-def]
+    grad_prob = dispatch.without_autocast(_dense_crf_backward, grad, *ctx.saved_tensors, *ctx.options)
+    return grad_prob, *(None for _ in range(len(ctx.options) + 1))
+
+
+_dense_crf.register_autograd(_backward, setup_context=_save)
+
+
+def dense_crf(
+    prob: Tensor,
+    image: Tensor,
+    *,
+    sxy_gaussian: float,
+    w_gaussian: float,
+    sxy_bilateral: float,
+    srgb: float,
+    w_bilateral: float,
+    iterations: int,
+) -> Tensor:
+    """Marginals of a fully connected CRF after `iterations` mean-field updates (Kraehenbuhl and Koltun, 2011).
+
+    prob: (L, H, W), label probabilities; image: (H, W, 3) uint8. The smoothness kernel has the position width
+    `sxy_gaussian` (pixels) and Potts weight `w_gaussian`; the appearance kernel `sxy_bilateral` (pixels), `srgb` (grey
+    levels) and `w_bilateral`. Returns (L, H, W) in prob's dtype, computed in float32; differentiable in prob. Raises
+    GwsssError when an argument does not fit.
+    """
+    dispatch.check(
+        prob.is_floating_point() and prob.dim() == 3 and prob.shape[0] > 0,
+        f"dense_crf: prob must be floating point (L, H, W) with L >= 1, not {prob.dtype} {tuple(prob.shape)}",
+    )
+    dispatch.check(
+        image.dtype == torch.uint8 and image.shape == (*prob.shape[1:], 3),
+        f"dense_crf: image must be uint8 {(*prob.shape[1:], 3)}, not {image.dtype} {tuple(image.shape)}",
+    )
+    dispatch.check(iterations >= 0, f"dense_crf: iterations is {iterations}; it must be 0 or more")
+    for name, width in (("sxy_gaussian", sxy_gaussian), ("sxy_bilateral", sxy_bilateral), ("srgb", srgb)):
+        dispatch.check(
+            math.isfinite(width) and width > 0, f"dense_crf: {name} is {width}; it must be a number above zero"
+        )
+    backend = dispatch.choose("dense_crf", prob, image)
+    options = (sxy_gaussian, w_gaussian, sxy_bilateral, srgb, w_bilateral, iterations)
+    return dispatch.without_autocast(_dense_crf, prob, image, *map(float, options[:-1]), iterations, backend)
