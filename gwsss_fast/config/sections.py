@@ -38,6 +38,12 @@ class DataConfig:
     """Folder of saliency maps (grey PNGs named as the images)."""
     workers: Annotated[int, _alias(aliases=["--workers"])] = 2
     """Loader processes; results do not depend on it."""
+    cache_mb: int = 512
+    """Keep the decoded training images in memory when all of them fit into so many megabytes."""
+    verify: bool = True
+    """Decode every image and mask before training starts."""
+    seed: int = 0
+    """Seed of the embedded data set."""
     train_limit: int | None = None
     """Use only so many training images (and as many scoring images), spread over the list; for trial runs."""
     val_limit: int | None = None
@@ -53,7 +59,7 @@ class ModelConfig:
     weights: str = "default"
     """Initial weights of the backbone: `default`, `none` or a file."""
     graph_channels: int | None = None
-    """Channels of the graph; a 1x1 convolution precedes it when the backbone has another number."""
+    """Channels C of the graph; None = the backbone's, at most 512. Where they differ, a 1x1 convolution joins them."""
     steps: Annotated[int | None, _alias(aliases=["--steps"])] = None
     """Message passing steps T; 0 = no group-wise learning."""
     reduction: int | None = None
@@ -218,8 +224,8 @@ class SegmenterConfig:
     """Learning rate."""
     head_lr_factor: float = 10.0
     """The ASPP learns so many times faster."""
-    bias_lr_factor: float = 2.0
-    """Biases of the ASPP learn so many times faster than its weights, without weight decay."""
+    head_bias_lr_factor: float = 20.0
+    """Its biases learn so many times faster, without weight decay."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 5e-4
@@ -282,7 +288,8 @@ class Config:
 
 
 _AT_LEAST: dict[str, float] = {
-    "threads": 0, "max_steps": 1, "data.workers": 0, "data.train_limit": 1, "data.val_limit": 1,
+    "threads": 0, "seed": 0, "max_steps": 1, "data.workers": 0, "data.cache_mb": 0, "data.seed": 0,
+    "data.train_limit": 1, "data.val_limit": 1,
     "model.graph_channels": 1, "model.steps": 0, "model.reduction": 1,
     "classifier.epochs": 1, "classifier.steps_per_epoch": 1, "classifier.groups": 1, "classifier.group_size": 1,
     "classifier.size": 16, "classifier.backbone_lr": 0, "classifier.graph_lr": 0, "classifier.momentum": 0,

@@ -78,7 +78,7 @@ def _find(preset: str | Path, beside: Path) -> Path:
     for candidate in (PRESETS / f"{name}.yaml", beside / name, beside / f"{name}.yaml"):
         if candidate.is_file() and candidate.suffix in (".yaml", ".yml"):
             return candidate
-    if Path(name).suffix in (".yaml", ".yml") or "/" in name and Path(name).parent.is_dir():
+    if Path(name).suffix in (".yaml", ".yml") or ("/" in name and Path(name).parent.is_dir()):
         raise GwsssError(f"preset file {name} does not exist; presets are {', '.join(preset_names())}")
     raise GwsssError(f"unknown preset {name!r}{closest(name, preset_names())}")
 
@@ -86,7 +86,9 @@ def _find(preset: str | Path, beside: Path) -> Path:
 def _load(path: Path, seen: tuple[Path, ...]) -> Config:
     path = path.resolve()
     if path in seen:
-        raise GwsssError(f"{path}: extends itself through {' -> '.join(p.name for p in (*seen, path))}; break the circle")
+        raise GwsssError(
+            f"{path}: extends itself through {' -> '.join(p.name for p in (*seen, path))}; break the circle"
+        )
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,0 +1,92 @@
+"""Batches in an order that depends on the seed and the step alone, whatever the number of workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from gwsss_fast.data.dataset import Split
+from gwsss_fast.data.images import read_size
+from gwsss_fast.data.torch_datasets import ImageCache
+from gwsss_fast.training.loop import ignore_interrupt
+
+_SAMPLE = 32  # images measured to guess the size of all of them
+
+
+class EpochDataset(Protocol):
+    """A data set whose content changes with the epoch."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int) -> Any: ...
+
+    def set_epoch(self, epoch: int) -> None: ...
+
+
+class _Positions(Sampler[list[int]]):
+    """The positions of each batch of the epoch at hand."""
+
+    def __init__(self) -> None:
+        self.batches: Sequence[list[int]] = ()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def epochs_of_batches(
+    dataset: EpochDataset, batches: Any, start: int, epoch_steps: int, workers: int, pin: bool
+) -> Iterator[Any]:
+    """Batches from step `start` on, without end: epoch after epoch, each `epoch_steps` long.
+
+    batches(epoch): the positions of each batch of that epoch. Worker processes live as long as the iterator.
+    """
+    positions = _Positions()
+    loader: DataLoader[Any] = DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_sampler=positions,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=pin,
+        worker_init_fn=ignore_interrupt,
+        generator=torch.Generator(),  # else each epoch would draw from the global generator
+    )
+    epoch, skip = divmod(start, epoch_steps)
+    while True:
+        dataset.set_epoch(epoch)
+        positions.batches = batches(epoch)[skip:epoch_steps]
+        yield from loader
+        epoch, skip = epoch + 1, 0
+
+
+def consecutive(count: int, size: int) -> list[list[int]]:
+    """Positions 0..count-1 in order, `size` a batch; the last batch may be smaller."""
+    return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+
+
+def shuffled(count: int, size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Positions 0..count-1 in the order of (seed, epoch), `size` a batch, without a smaller last one.
+
+    Fewer images than `size` are repeated.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(max(count, size)) % count
+    return [order[start : start + size].tolist() for start in range(0, len(order) - size + 1, size)]
+
+
+def image_cache(split: Split, megabytes: int) -> ImageCache:
+    """A cache filled with the split's images when all of them fit, else an empty one."""
+    if not len(split) or not megabytes:
+        return ImageCache()
+    sizes = [read_size(record.image) for record in split.records[:: max(len(split) // _SAMPLE, 1)]]
+    need = 3 * len(split) * sum(width * height for width, height in sizes) / len(sizes)
+    if need > 0.9 * megabytes * 2**20:
+        return ImageCache()
+    cache = ImageCache(megabytes)
+    cache.preload(split.records)
+    return cache

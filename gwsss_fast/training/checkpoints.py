@@ -1,0 +1,124 @@
+"""Checkpoints that continue a training exactly: weights, optimiser, position and random states.
+
+Everything in the file is a tensor, number, string or plain container, so `torch.load(weights_only=True)` reads it.
+"""
+
+from __future__ import annotations
+
+import pickle
+import random
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gwsss_fast import files
+from gwsss_fast.errors import GwsssError
+
+FORMAT = 1
+
+
+def random_states() -> dict[str, Any]:
+    """The states of Python's, NumPy's and PyTorch's global generators."""
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    states: dict[str, Any] = {
+        "python": {"version": version, "words": torch.tensor(words, dtype=torch.int64), "gauss": gauss},
+        "numpy": {
+            "kind": kind,
+            "keys": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
+            "position": int(position),
+            "has_gauss": int(has_gauss),
+            "cached": float(cached),
+        },
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Put the states of `random_states` back; CUDA's only when this machine has as many GPUs."""
+    python, numpy = states["python"], states["numpy"]
+    random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
+    keys = numpy["keys"].numpy().astype(np.uint32)
+    np.random.set_state((numpy["kind"], keys, numpy["position"], numpy["has_gauss"], numpy["cached"]))
+    torch.set_rng_state(states["torch"])
+    cuda = states.get("cuda", [])
+    if torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(cuda)
+
+
+def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
+    """Write `content` atomically. Raises GwsssError when the disk refuses."""
+    with files.atomic_path(path) as temporary:
+        try:
+            torch.save({"format": FORMAT, **content}, temporary)
+        except RuntimeError as error:  # PyTorch's zip writer hides the operating system's error
+            raise OSError(f"{error}".splitlines()[0]) from error
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU; nothing in it is executed.
+
+    Raises GwsssError when the file is missing, damaged, or no checkpoint of this package.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise GwsssError(f"checkpoint {path} does not exist; train that stage first or pass another file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        raise GwsssError(f"checkpoint {path} is damaged or not a checkpoint; remove it to train again") from error
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise GwsssError(f"{path} is not a checkpoint of gwsss_fast: it has no `model`")
+    if content.get("format", FORMAT) != FORMAT:
+        raise GwsssError(f"checkpoint {path} has format {content['format']}, this version reads {FORMAT}")
+    return content
+
+
+def restore_model(model: nn.Module, content: dict[str, Any], path: str | Path) -> None:
+    """Load the checkpoint's weights into `model`.
+
+    Raises GwsssError naming the first parameter that is missing, unknown or of another shape; the model is untouched.
+    """
+    stored, target = content["model"], model.state_dict()
+    for name, value in target.items():
+        if name not in stored:
+            raise GwsssError(f"checkpoint {path} lacks {name}; it was made with other model options")
+        if stored[name].shape != value.shape:
+            raise GwsssError(
+                f"checkpoint {path}: {name} has shape {tuple(stored[name].shape)}, the model needs "
+                f"{tuple(value.shape)}; it was made with another model or number of classes"
+            )
+    unknown = [name for name in stored if name not in target]
+    if unknown:
+        raise GwsssError(f"checkpoint {path} holds {unknown[0]}, which the model lacks; it was made with other options")
+    model.load_state_dict(stored)
+
+
+def check_classes(content: dict[str, Any], classes: tuple[str, ...], path: str | Path) -> None:
+    """Raises GwsssError when the checkpoint was trained for other classes than `classes`."""
+    stored = tuple(content.get("classes", classes))
+    if len(stored) != len(classes):
+        raise GwsssError(
+            f"checkpoint {path} was trained for {len(stored)} classes ({', '.join(stored[:3])}, ...), the data set has "
+            f"{len(classes)}; use the data set that it was trained on"
+        )
+    if stored != tuple(classes):
+        first = next(i for i, (a, b) in enumerate(zip(stored, classes, strict=True)) if a != b)
+        raise GwsssError(
+            f"checkpoint {path}: class {first + 1} is {stored[first]}, in the data set it is {classes[first]}; use the "
+            "data set that it was trained on"
+        )
+
+
+def check_finite(model: nn.Module, what: str) -> None:
+    """Raises GwsssError naming a parameter that is not finite."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise GwsssError(f"{what}: {name} is not finite; lower the learning rate or set clip_norm")

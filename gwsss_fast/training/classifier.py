@@ -1,0 +1,117 @@
+"""Stage 1: the group classifier learns from image-level labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gwsss_fast.config import ClassifierConfig
+from gwsss_fast.data.samplers import GroupSampler
+from gwsss_fast.data.torch_datasets import GroupDataset
+from gwsss_fast.data.transforms import ClassifierTransform
+from gwsss_fast.GroupGNN import GroupOutput
+from gwsss_fast.losses import group_loss
+from gwsss_fast.models.group_classifier import GroupClassifier
+from gwsss_fast.training.batches import consecutive, epochs_of_batches, image_cache
+from gwsss_fast.training.build import build_classifier
+from gwsss_fast.training.loop import Trainer
+from gwsss_fast.training.online_maps import OnlineMaps
+from gwsss_fast.training.runs import Run, checkpoint_record
+from gwsss_fast.training.schedules import Schedule, constant, poly, step_decay, warm_up
+
+PARTS = {"loss_final": (1.0, 0.0, 0.0), "loss_initial": (0.0, 1.0, 0.0), "loss_edge": (0.0, 0.0, 1.0)}
+
+
+def train_classifier(run: Run, resume: bool = False) -> str:
+    """Train to the end and write classifier/last.pt; returns what the backbone was initialised from.
+
+    resume: continue from the checkpoint, with the same result as an uninterrupted training on the CPU. Raises
+    GwsssError for data or options that do not fit; KeyboardInterrupt after a consistent checkpoint.
+    """
+    config, options, split = run.config, run.config.classifier, run.data.training
+    sampler = GroupSampler(split.labels, options.group_size, options.sampling, config.seed)
+    transform = ClassifierTransform(options.size, options.scale, options.flip, options.color_jitter, options.mode)
+    torch.manual_seed(config.seed)
+    model = build_classifier(config, len(run.data.classes)).to(run.device)
+    source = model.backbone.initialised_from
+    record = checkpoint_record(run, {"classifier": source})
+    online = OnlineMaps(split) if config.cam.oaa else None
+    trainer = make_trainer(run, model, record)
+    if online is not None:
+        trainer.state = online.state
+    if resume and trainer.checkpoint.is_file():
+        content = trainer.resume()
+        source = content.get("initialised_from", {}).get("classifier", source)
+        trainer.record["initialised_from"] = {"classifier": source}
+        if online is not None:
+            online.maps = content.get("online_maps", {})
+    dataset = GroupDataset(split, sampler, transform, config.seed, image_cache(split, config.data.cache_mb))
+
+    def batches(start: int) -> Iterator[Any]:
+        groups = consecutive(len(dataset), options.groups)
+        pin = run.device.type == "cuda"
+        return epochs_of_batches(dataset, lambda epoch: groups, start, trainer.epoch_steps, config.data.workers, pin)
+
+    def loss(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        images, labels = (batch[name].to(run.device, non_blocking=True) for name in ("images", "labels"))
+        out: GroupOutput = model(images)
+        if online is not None:
+            online.update(out, batch["indices"])
+        total = group_loss(out, labels, options.loss_weights, options.loss_reduction)
+        with torch.no_grad():
+            names = list(PARTS) if out.edge_logits is not None else list(PARTS)[: 2 if model.gnn.steps else 1]
+            parts = {name: group_loss(out, labels, PARTS[name], options.loss_reduction) for name in names}
+        return total, parts
+
+    trainer.fit(batches, loss, tuple(PARTS))
+    return source
+
+
+def make_trainer(run: Run, model: GroupClassifier, record: dict[str, Any]) -> Trainer:
+    """The trainer of stage 1 with its optimiser and schedule."""
+    config, options = run.config, run.config.classifier
+    epoch_steps = steps_per_epoch(options, len(run.data.training))
+    total = options.epochs * epoch_steps
+    groups = model.parameter_groups(
+        options.backbone_lr, options.graph_lr, bias_lr_factor=options.bias_lr_factor, weight_decay=options.weight_decay
+    )
+    optimizer = torch.optim.SGD(
+        groups, options.graph_lr, options.momentum, weight_decay=options.weight_decay, nesterov=options.nesterov
+    )
+    return Trainer(
+        name="classifier",
+        model=model,
+        optimizer=optimizer,
+        schedule=make_schedule(options, total, epoch_steps),
+        total=min(total, config.max_steps or total),
+        epoch_steps=epoch_steps,
+        checkpoint=run.folder / "classifier" / "last.pt",
+        logs=run.folder / "logs",
+        device=run.device,
+        precision=config.precision,
+        clip_norm=options.clip_norm,
+        checkpoint_every=options.checkpoint_every,
+        record=record,
+        console=run.console,
+    )
+
+
+def steps_per_epoch(options: ClassifierConfig, images: int) -> int:
+    """Optimiser steps of one epoch: every image leads one group, unless steps_per_epoch makes it shorter."""
+    steps = math.ceil(images / options.groups)
+    return min(steps, options.steps_per_epoch or steps)
+
+
+def make_schedule(options: ClassifierConfig, total: int, epoch_steps: int) -> Schedule:
+    """The factor on the learning rates by step."""
+    if options.schedule == "step":
+        schedule = step_decay(options.step_epochs * epoch_steps, options.step_factor)
+    elif options.schedule == "poly":
+        schedule = poly(total, options.poly_power)
+    else:
+        schedule = constant()
+    return warm_up(schedule, options.warmup_steps)

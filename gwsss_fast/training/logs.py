@@ -1,0 +1,98 @@
+"""What a training tells: a progress bar (or a line every tenth), a CSV file and TensorBoard events."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from gwsss_fast import files
+
+LINES = 10  # lines of progress where there is no terminal
+
+
+class Reporter:
+    """A bar with loss and time left on a terminal; elsewhere one line at every tenth of the work. A context manager."""
+
+    def __init__(self, title: str, total: int, done: int = 0, console: Console | None = None) -> None:
+        self.title, self.total, self.done = title, total, done
+        self.console = console or Console(stderr=True)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        self.progress = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
+        self.task: TaskID = self.progress.add_task(title, total=total, completed=done, text="")
+
+    def __enter__(self) -> Reporter:
+        if self.console.is_terminal:
+            self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def advance(self, text: str = "", by: int = 1) -> None:
+        """`by` more of `total` are done; `text` says how it stands."""
+        before, self.done = self.done, self.done + by
+        self.progress.update(self.task, completed=self.done, text=text)
+        if self.console.is_terminal or self.done * LINES // self.total == before * LINES // self.total:
+            return
+        left = self.progress.tasks[0].time_remaining
+        rest = "" if left is None or self.done >= self.total else f", {left / 60:.0f} min {left % 60:02.0f} s left"
+        words = f"{self.title} {100 * self.done // self.total} % ({self.done}/{self.total}) {text}{rest}"
+        self.console.print(words, highlight=False, soft_wrap=True)
+
+
+class TrainingLog:
+    """Rows of numbers by step in FOLDER/NAME.csv and FOLDER/tensorboard/NAME.
+
+    start: the step that training continues from; rows of later steps, which a broken run has left, are dropped.
+    """
+
+    def __init__(self, folder: Path, name: str, columns: tuple[str, ...], start: int = 0) -> None:
+        self.path, self.columns = folder / f"{name}.csv", ("step", *columns)
+        rows = _rows(self.path, start) if start else []
+        files.write_text(self.path, _csv([list(self.columns), *rows]))
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+        self.events = SummaryWriter(str(folder / "tensorboard" / name), purge_step=start or None)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Append one row; missing columns stay empty."""
+        with self.path.open("a", encoding="utf-8", newline="") as file:
+            file.write(_csv([[step, *(_number(values.get(name)) for name in self.columns[1:])]]))
+        for name, value in values.items():
+            self.events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush the events."""
+        self.events.close()
+
+
+def _rows(path: Path, start: int) -> list[list[Any]]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    return [row for row in rows if row and row[0].isdigit() and int(row[0]) <= start]
+
+
+def _csv(rows: list[list[Any]]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.6g}"

@@ -1,0 +1,39 @@
+"""Online accumulation of activation maps: the maximum over what each image showed while training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gwsss_fast.data.dataset import Split
+from gwsss_fast.GroupGNN import GroupOutput, normalised
+
+
+class OnlineMaps:
+    """Per image of `split`, (2, n, h, w) float16: initial and graph maps of its n classes, maximum over all visits.
+
+    Only meaningful when training shows whole images, neither cropped nor mirrored.
+    """
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+        self.maps: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def update(self, out: GroupOutput, indices: Tensor) -> None:
+        """Add the maps of a training step; indices (B, K) into the split."""
+        both = torch.stack([normalised(out.initial_maps.float()), normalised(out.maps.float())]).to(
+            "cpu", torch.float16
+        )
+        for group, row in enumerate(indices.tolist()):
+            for node, index in enumerate(row):
+                record = self.split.records[index]
+                new = both[:, group, node, list(record.labels)]
+                old = self.maps.get(record.id)
+                self.maps[record.id] = new.clone() if old is None else torch.maximum(old, new)
+
+    def state(self) -> dict[str, Any]:
+        """What the checkpoint keeps."""
+        return {"online_maps": self.maps}

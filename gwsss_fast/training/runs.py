@@ -1,0 +1,190 @@
+"""A run's folder: its files, its metrics, and its data set."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from rich.console import Console
+
+from gwsss_fast import files
+from gwsss_fast.config import Config, DataConfig, to_yaml
+from gwsss_fast.data.dataset import DataSet, Record, Split, open_dataset
+from gwsss_fast.data.images import read_image, read_mask
+from gwsss_fast.errors import GwsssError
+
+STAGES = ("classifier", "cam", "pseudo", "segmenter", "evaluate", "report")
+_MERGED = ("seconds", "initialised_from")  # the other entries of metrics.json are replaced as a whole
+
+
+@dataclass
+class Run:
+    """One run: where it lies, how it is configured, what it is trained on. checkpoint: a classifier from elsewhere."""
+
+    folder: Path
+    config: Config
+    data: DataSet
+    device: torch.device
+    console: Console = field(default_factory=lambda: Console(stderr=True))
+    checkpoint: Path | None = None
+
+    @property
+    def classifier_checkpoint(self) -> Path:
+        """classifier/last.pt, or the checkpoint from elsewhere."""
+        return self.checkpoint or self.folder / "classifier" / "last.pt"
+
+    @property
+    def segmenter_checkpoint(self) -> Path:
+        """segmenter/last.pt."""
+        return self.folder / "segmenter" / "last.pt"
+
+    def map_file(self, record: Record) -> Path:
+        """cams/ID.npy."""
+        return self.folder / "cams" / f"{record.id}.npy"
+
+    def pseudo_file(self, record: Record) -> Path:
+        """pseudo/ID.png."""
+        return self.folder / "pseudo" / f"{record.id}.png"
+
+    def prediction_file(self, record: Record) -> Path:
+        """predictions/ID.png."""
+        return self.folder / "predictions" / f"{record.id}.png"
+
+    @cached_property
+    def map_split(self) -> Split:
+        """All images that get maps and pseudo labels: the training images, and those that score the maps."""
+        records = {record.id: record for record in self.data.training.records}
+        for record in self.data.scoring.records if self.data.scoring else ():
+            records.setdefault(record.id, record)
+        return Split("maps", self.data.classes, tuple(records.values()))
+
+    @property
+    def scored_validation(self) -> Split | None:
+        """The validation split when all its images have masks."""
+        split = self.data.validation
+        return split if split is not None and len(split) and all(record.mask for record in split.records) else None
+
+    def metrics(self) -> dict[str, Any]:
+        """metrics.json, {} before it exists. Raises GwsssError when it is damaged."""
+        path = self.folder / "metrics.json"
+        if not path.is_file():
+            return {}
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise GwsssError(f"{path} is damaged: {error}; remove it to score again") from error
+        return value if isinstance(value, dict) else {}
+
+    def add_metrics(self, **values: Any) -> None:
+        """Merge `values` into metrics.json."""
+        metrics = self.metrics()
+        for name, value in values.items():
+            metrics[name] = {**metrics.get(name, {}), **value} if name in _MERGED else value
+        files.write_json(self.folder / "metrics.json", metrics)
+
+    def note(self, text: str) -> None:
+        """One line to the person at the terminal."""
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def checkpoint_record(run: Run, initialised_from: dict[str, str]) -> dict[str, Any]:
+    """What every checkpoint says of itself: configuration (YAML text), class names, origin of the weights."""
+    return {
+        "config": to_yaml(run.config),
+        "classes": list(run.data.classes),
+        "initialised_from": initialised_from,
+    }
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and machine, as recorded in metrics.json."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        own = version("gwsss-fast")
+    except PackageNotFoundError:
+        own = "not installed"
+    facts = {
+        "gwsss_fast": own,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+    }
+    if device.type == "cuda":
+        facts |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    return facts
+
+
+def open_data(config: DataConfig) -> DataSet:
+    """The configured data set, with the limits of trial runs. Raises GwsssError for whatever is wrong with it."""
+    data = open_dataset(
+        config.root,
+        layout=config.layout,
+        classes_file=config.classes_file,
+        train_list=config.train_list,
+        train_aug_list=config.train_aug_list,
+        val_list=config.val_list,
+        labels=config.labels,
+        saliency=config.saliency,
+        seed=config.seed,
+    )
+    splits = dict(data.splits)
+    if config.train_limit is not None and not splits.keys().isdisjoint(("train", "train_aug")):
+        name = "train_aug" if "train_aug" in splits else "train"
+        splits[name] = _spread(splits[name], config.train_limit)
+        if name != "train" and "train" in splits:
+            chosen = {record.id for record in splits[name].records}
+            known = [i for i, record in enumerate(splits["train"].records) if record.id in chosen]
+            splits["train"] = splits["train"].subset(known) if known else _spread(splits["train"], config.train_limit)
+    if config.val_limit is not None and "val" in splits:
+        splits["val"] = _spread(splits["val"], config.val_limit)
+    return DataSet(data.root, data.layout, data.classes, splits)
+
+
+def _spread(split: Split, limit: int) -> Split:
+    """`limit` records at even distances."""
+    if limit >= len(split):
+        return split
+    return split.subset(np.linspace(0, len(split) - 1, limit).round().astype(int).tolist())
+
+
+def verify_files(data: DataSet) -> None:
+    """Decode every image and mask once. Raises the GwsssError of the first bad one, in the order of the lists."""
+    records = {(record.image, record.mask): record for split in data.splits.values() for record in split.records}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for error in pool.map(lambda record: _fault(record, len(data.classes)), records.values()):
+            if error is not None:
+                pool.shutdown(cancel_futures=True)
+                raise error
+
+
+def _fault(record: Record, num_classes: int) -> GwsssError | None:
+    try:
+        size = read_image(record.image).size
+        if record.mask is not None:
+            mask = read_mask(record.mask, num_classes)
+            if mask.shape != size[::-1]:
+                raise GwsssError(f"{record.mask} is {mask.shape[1]}x{mask.shape[0]}, its image {size[0]}x{size[1]}")
+    except GwsssError as error:
+        return error
+    return None
+
+
+def missing_files(paths: Sequence[Path]) -> list[Path]:
+    """Those of `paths` that do not exist."""
+    return [path for path in paths if not path.is_file()]

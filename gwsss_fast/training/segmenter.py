@@ -1,0 +1,129 @@
+"""Stage 2: DeepLab-V2 learns from the pseudo labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gwsss_fast.config import Config
+from gwsss_fast.data.dataset import Split
+from gwsss_fast.data.torch_datasets import SegmentationDataset
+from gwsss_fast.data.transforms import SegmenterTransform
+from gwsss_fast.errors import GwsssError
+from gwsss_fast.models.backbones import build_backbone
+from gwsss_fast.models.deeplab import DeepLabV2, MultiScale, segmentation_loss
+from gwsss_fast.training.batches import epochs_of_batches, image_cache, shuffled
+from gwsss_fast.training.build import load_classifier
+from gwsss_fast.training.checkpoints import check_classes, load_checkpoint, restore_model
+from gwsss_fast.training.loop import Trainer
+from gwsss_fast.training.runs import Run, checkpoint_record, missing_files
+from gwsss_fast.training.schedules import poly
+
+FROZEN = {"auto": None, "yes": True, "no": False}
+
+
+def train_segmenter(run: Run, split: Split, resume: bool = False) -> str:
+    """Train on the pseudo labels of `split` and write segmenter/last.pt; returns what the body was initialised from.
+
+    resume: as for the classifier. Raises GwsssError when pseudo labels are missing or options do not fit.
+    """
+    config, options = run.config, run.config.segmenter
+    masks = {record.id: run.pseudo_file(record) for record in split.records}
+    missing = missing_files(list(masks.values()))
+    if missing:
+        raise GwsssError(f"pseudo label {missing[0]} does not exist ({len(missing)} of {len(masks)}); run stage pseudo")
+    torch.manual_seed(config.seed + 1)
+    model = build_segmenter(run)
+    source = model.initialised_from
+    trainer = make_trainer(run, model, len(split), checkpoint_record(run, {"segmenter": source}))
+    if resume and trainer.checkpoint.is_file():
+        content = trainer.resume()
+        source = content.get("initialised_from", {}).get("segmenter", source)
+        trainer.record["initialised_from"] = {"segmenter": source}
+    transform = SegmenterTransform(options.crop, options.scales, options.flip)
+    cache = image_cache(split, config.data.cache_mb)
+    dataset = SegmentationDataset(split, transform, config.seed, masks, cache)
+
+    def batches(start: int) -> Iterator[Any]:
+        def order(epoch: int) -> list[list[int]]:
+            return shuffled(len(dataset), options.batch, config.seed, epoch)
+
+        pin = run.device.type == "cuda"
+        return epochs_of_batches(dataset, order, start, trainer.epoch_steps, config.data.workers, pin)
+
+    def loss(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        images, masks = (batch[name].to(run.device, non_blocking=True) for name in ("image", "mask"))
+        resize = "target" if options.loss_resolution == "features" else "logits"
+        return segmentation_loss(trainer.model(images), masks, resize), {}  # type: ignore[arg-type]
+
+    trainer.fit(batches, loss)
+    return source
+
+
+def body_name(config: Config) -> str:
+    """The segmenter's backbone: its own option, else the classifier's."""
+    return config.segmenter.body or config.model.backbone
+
+
+def build_segmenter(run: Run) -> DeepLabV2:
+    """A new DeepLabV2 on the device, its body from the trained classifier or from the weights the options name."""
+    config, options = run.config, run.config.segmenter
+    name, classes = body_name(config), len(run.data.classes) + 1
+    init = options.init if options.init != "auto" else ("classifier" if name == "tiny" else "source")
+    body: str | nn.Module = name
+    weights = options.weights
+    if init == "classifier":
+        if name != config.model.backbone:
+            raise GwsssError(
+                f"segmenter.init classifier needs the classifier's backbone {config.model.backbone} as its body, "
+                f"not {name}; set segmenter.init source"
+            )
+        body, weights = load_classifier(config, run.classifier_checkpoint, run.data.classes)[0].backbone, "none"
+        body.initialised_from = f"the classifier's backbone ({run.classifier_checkpoint})"  # type: ignore[assignment]
+    elif weights == "default" and name == config.model.backbone:
+        weights = config.model.weights  # the same source as the classifier's
+    if isinstance(body, str) and weights in ("none", "default"):
+        body, weights = build_backbone(body, weights), "none"
+    model = DeepLabV2(classes, body, options.rates, weights, FROZEN[options.frozen_batch_norm])
+    return model.to(run.device)
+
+
+def make_trainer(run: Run, model: DeepLabV2, images: int, record: dict[str, Any]) -> Trainer:
+    """The trainer of stage 2 with its optimiser and schedule."""
+    config, options = run.config, run.config.segmenter
+    groups = model.parameter_groups(
+        options.lr,
+        options.weight_decay,
+        head_factor=options.head_lr_factor,
+        head_bias_factor=options.head_bias_lr_factor,
+    )
+    return Trainer(
+        name="segmenter",
+        model=MultiScale(model) if options.multi_scale_loss else model,
+        optimizer=torch.optim.SGD(groups, options.lr, options.momentum),
+        schedule=poly(options.iterations, options.poly_power),
+        total=min(options.iterations, config.max_steps or options.iterations),
+        epoch_steps=max(images // options.batch, 1),
+        checkpoint=run.segmenter_checkpoint,
+        logs=run.folder / "logs",
+        device=run.device,
+        precision=config.precision,
+        clip_norm=options.clip_norm,
+        checkpoint_every=options.checkpoint_every,
+        record=record,
+        console=run.console,
+    )
+
+
+def load_segmenter(config: Config, checkpoint: Path, classes: tuple[str, ...]) -> DeepLabV2:
+    """The segmenter of a checkpoint, in eval mode. Raises GwsssError when it fits neither options nor classes."""
+    content = load_checkpoint(checkpoint)
+    check_classes(content, classes, checkpoint)
+    model = DeepLabV2(len(classes) + 1, build_backbone(body_name(config), "none"), config.segmenter.rates)
+    target: nn.Module = MultiScale(model) if config.segmenter.multi_scale_loss else model
+    restore_model(target, content, checkpoint)
+    return model.eval()
