@@ -31,7 +31,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
-        raise GwsssError(f"cannot write {path}: {error.strerror or error}; free space or choose another folder") from error
+        reason = error.strerror or error
+        raise GwsssError(f"cannot write {path}: {reason}; free space or choose another folder") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,10 +14,9 @@ from gwsss_fast.GroupGNN import GroupOutput
 WEIGHTS = (0.7, 0.1, 0.2)
 
 
-def group_loss(
-    out: GroupOutput, labels: Tensor, weights: Sequence[float] = WEIGHTS, reduction: str = "mean"
-) -> Tensor:
-    """Weighted sum of the final, intermediate and edge classification losses, a scalar in float32.
+def group_loss(out: GroupOutput, labels: Tensor, weights: Sequence[float] = WEIGHTS, reduction: str = "mean") -> Tensor:
+    """Weighted sum of the final, intermediate and edge classification losses, a scalar, in float32 for 16-bit
+    outputs.
 
     labels: (B, K, L), or (K, L) for one group, in {0, 1}. An edge's target is the AND of its two images' labels.
     weights: (final, intermediate, edge). Each loss is the multi-label cross-entropy with logits; reduction: "mean"
@@ -29,7 +29,7 @@ def group_loss(
         raise GwsssError(f"group_loss: labels must be {tuple(out.logits.shape)}, not {tuple(labels.shape)}")
     if reduction not in ("mean", "sum"):
         raise GwsssError(f"group_loss: reduction is {reduction!r}; choose mean or sum")
-    labels = labels.float()
+    labels = labels.to(torch.promote_types(out.logits.dtype, torch.float32))
     final, intermediate, edge = weights
     loss = final * _term(out.logits, labels, reduction) + intermediate * _term(out.initial_logits, labels, reduction)
     if out.edge_logits is not None:
@@ -38,5 +38,5 @@ def group_loss(
 
 
 def _term(logits: Tensor, target: Tensor, reduction: str) -> Tensor:
-    loss = F.binary_cross_entropy_with_logits(logits.float(), target, reduction=reduction)
+    loss = F.binary_cross_entropy_with_logits(logits.to(target.dtype), target, reduction=reduction)
     return loss / logits.shape[0] if reduction == "sum" else loss

@@ -15,8 +15,8 @@ class GraphDropout(nn.Module):
 
     drop_rate, drop_threshold: delta_r and delta_d. scale: "literal" multiplies by s as in Eq. 12; "preserve" then
     brings each node back to the root mean square it had, since s lies well under 1 in both branches and would shrink
-    the features at every step. per_node: draw r once a node instead of once a group. evaluation: what `eval()` does,
-    "identity" or the "importance" branch. Raises GwsssError for a bad option.
+    the features at every step; the factor is a constant to the gradient. per_node: draw r once a node instead of once
+    a group. evaluation: what `eval()` does, "identity" or the "importance" branch. Raises GwsssError for a bad option.
     """
 
     def __init__(
@@ -48,7 +48,15 @@ class GraphDropout(nn.Module):
         dropped = ops.graph_dropout(g, r, self.drop_rate, self.drop_threshold)
         if self.scale == "literal":
             return dropped
-        before, after = (x.float().square().mean((2, 3), keepdim=True) for x in (g.detach(), dropped.detach()))
+        before, after = (
+            x.to(torch.promote_types(x.dtype, torch.float32)).square().mean((2, 3), keepdim=True)
+            for x in (g.detach(), dropped.detach())
+        )
         # A map that was dropped as a whole stays zero: nothing is left to scale.
         factor = torch.where(after > 0, before / after.clamp_min(torch.finfo(after.dtype).tiny), 0.0).sqrt()
         return dropped * factor.to(dropped.dtype)
+
+
+def _mean_square(x: Tensor) -> Tensor:
+    """Of each node (B, K, N, C), (B, K, 1, 1); 16-bit values would overflow in their own dtype."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)).square().mean((2, 3), keepdim=True)

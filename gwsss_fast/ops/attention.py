@@ -52,8 +52,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     q, k, v = dispatch.autocast(q, k, v)
     dispatch.check_same("attention", q=q, k=k, v=v)
-    dispatch.check(q.dim() >= 2 and q.shape == k.shape, f"attention: k {tuple(k.shape)} must have q's shape {tuple(q.shape)}")
     dispatch.check(
-        v.shape[:-1] == q.shape[:-1], f"attention: v {tuple(v.shape)} must agree with q {tuple(q.shape)} but in channels"
+        q.dim() >= 2 and q.shape == k.shape, f"attention: k {tuple(k.shape)} must have q's shape {tuple(q.shape)}"
+    )
+    dispatch.check(
+        v.shape[:-1] == q.shape[:-1],
+        f"attention: v {tuple(v.shape)} must agree with q {tuple(q.shape)} but in channels",
     )
     return dispatch.without_autocast(_attention, q, k, v, dispatch.choose("attention", q, k, v))[0]

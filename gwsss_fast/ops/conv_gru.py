@@ -9,7 +9,6 @@ from gwsss_fast.ops import dispatch
 dispatch.register("conv_gru", "reference", dispatch.Kernel(reference.conv_gru, reference.conv_gru_backward))
 
 
-
 def _node_layout(x: Tensor) -> Tensor:
     """Channels last, the layout of nodes, whatever a backend returns: compiled code relies on fixed strides."""
     return x.contiguous(memory_format=torch.channels_last)

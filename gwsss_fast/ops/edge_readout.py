@@ -53,5 +53,7 @@ def edge_readout(g: Tensor) -> tuple[Tensor, Tensor]:
     Raises GwsssError when the shape does not fit.
     """
     (g,) = dispatch.autocast(g)
-    dispatch.check(g.is_floating_point() and g.dim() == 4, f"edge_readout: g must be (B, K, N, C), not {tuple(g.shape)}")
+    dispatch.check(
+        g.is_floating_point() and g.dim() == 4, f"edge_readout: g must be (B, K, N, C), not {tuple(g.shape)}"
+    )
     return dispatch.without_autocast(_edge_readout, g, dispatch.choose("edge_readout", g))

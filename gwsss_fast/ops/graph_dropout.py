@@ -54,7 +54,9 @@ def graph_dropout(g: Tensor, r: Tensor, drop_rate: float = 0.8, drop_threshold: 
     mean and the map are in float32 for 16-bit inputs. Raises GwsssError when shapes do not fit.
     """
     (g,) = dispatch.autocast(g)
-    dispatch.check(g.is_floating_point() and g.dim() == 4, f"graph_dropout: g must be (B, K, N, C), not {tuple(g.shape)}")
+    dispatch.check(
+        g.is_floating_point() and g.dim() == 4, f"graph_dropout: g must be (B, K, N, C), not {tuple(g.shape)}"
+    )
     dispatch.check(
         r.dim() in (1, 2) and r.shape == g.shape[: r.dim()],
         f"graph_dropout: r must be (B,) or (B, K) for g {tuple(g.shape)}, not {tuple(r.shape)}",
