@@ -35,18 +35,12 @@ def open_dataset(
     Raises GwsssError naming file and line for whatever is missing, empty or contradictory.
     """
     root, layout = find_root(root, layout, seed=seed)
+    options = {"classes_file": classes_file, "val_list": val_list, "saliency": saliency}
     if layout in ("voc", "embedded"):
-        files = voc.VocFolder(
-            root,
-            classes_file=classes_file,
-            lists={"train": train_list, "train_aug": train_aug_list, "val": val_list},
-            labels=labels,
-            saliency=saliency,
-        )
-        return DataSet(root, layout, files.classes, {name: files.split(name) for name in files.lists})
+        lists = {"train_list": train_list, "train_aug_list": train_aug_list}
+        return voc.VocFolder(root, labels=labels, **lists, **options).dataset(layout)
     if any(name is not None for name in (train_list, train_aug_list)) or labels != "auto":
         raise GwsssError(f"train_list, train_aug_list and labels are for VOC layout; {root} has the layout {layout}")
-    options = {"classes_file": classes_file, "val_list": val_list, "saliency": saliency}
     if layout == "csv":
         return folder.open_csv(_csv_file(root), **options)
     return folder.open_folder(root, **options)

@@ -25,6 +25,8 @@ _MEAN_COLOUR = [round(255 * value) for value in MEAN]
 
 def normalise(image: np.ndarray | Image.Image | Tensor) -> Tensor:
     """Network input (3, H, W) float32 from a PIL image, an array (H, W, 3) uint8 or a tensor (3, H, W) uint8."""
+    if isinstance(image, np.ndarray):
+        image = torch.tensor(image).permute(2, 0, 1)  # a copy: arrays of PIL images are read-only
     tensor = image if isinstance(image, Tensor) else functional.to_image(image)
     return functional.normalize(functional.to_dtype(tensor.as_subclass(Tensor), scale=True), [*MEAN], [*STD])
 

@@ -11,7 +11,7 @@ from gwsss_fast.data.class_names import VOC_CLASSES, find_classes, looks_like_vo
 from gwsss_fast.data.images import ImageFolder, open_saliency
 from gwsss_fast.data.label_sources import LabelSource, label_records
 from gwsss_fast.data.lists import ListEntry, read_list
-from gwsss_fast.data.records import MissingFilesError, Record, Split
+from gwsss_fast.data.records import DataSet, MissingFilesError, Record, Split
 from gwsss_fast.errors import GwsssError
 
 LABEL_KINDS = ("auto", "list", "cls_labels", "masks", "xml")
@@ -37,7 +37,9 @@ class VocFolder:
         root: Path,
         *,
         classes_file: str | Path | None = None,
-        lists: dict[str, str | Path | None] | None = None,
+        train_list: str | Path | None = None,
+        train_aug_list: str | Path | None = None,
+        val_list: str | Path | None = None,
         labels: str | Path = "auto",
         saliency: str | Path | None = None,
     ) -> None:
@@ -48,7 +50,7 @@ class VocFolder:
         masks = [ImageFolder(root / name, (".png",)) for name in ("SegmentationClassAug", "SegmentationClass")]
         self._masks = [*masks, *(ImageFolder(root / name, (".mat",)) for name in _SBD_FOLDERS)]
         self._saliency = open_saliency(root, saliency)
-        self.lists = self._find_lists(lists or {})
+        self.lists = self._find_lists({"train": train_list, "train_aug": train_aug_list, "val": val_list})
         self._entries = {name: read_list(path) for name, path in self.lists.items()}
         self.labels = _known_label_kind(labels)
         classes = find_classes(root, classes_file)
@@ -58,6 +60,10 @@ class VocFolder:
                 raise GwsssError(f"{root / 'classes.txt'} does not exist; write the class names there, one a line")
             classes = VOC_CLASSES
         self.classes = classes
+
+    def dataset(self, layout: str = "voc") -> DataSet:
+        """All splits that have a list. Raises GwsssError as `split` does."""
+        return DataSet(self.root, layout, self.classes, {name: self.split(name) for name in self.lists})
 
     def split(self, name: str) -> Split:
         """The labelled records of the split `name`. Raises GwsssError for missing files, masks or labels."""
@@ -105,11 +111,10 @@ class VocFolder:
     def _find_lists(self, given: dict[str, str | Path | None]) -> dict[str, Path]:
         lists = {}
         for name, spellings in _LIST_NAMES.items():
-            if given.get(name) is not None:
-                lists[name] = self._given_list(str(given[name]))
-                continue
             paths = [self.root / _LISTS / f"{spelling}.txt" for spelling in spellings]
             found = next((path for path in paths if path.is_file()), None)
+            if given[name] is not None:
+                found = self._given_list(str(given[name]))
             if found is not None:
                 lists[name] = found
         if "train" not in lists and "train_aug" not in lists:

@@ -130,7 +130,7 @@ def test_without_scaling_and_padding_nothing_is_changed():
         (lambda: ClassifierTransform(0), "size of network input must be positive"),
         (lambda: ClassifierTransform(scale=(0.0, 1)), "scale must be 0 < low"),
         (lambda: ClassifierTransform(scale=(0.8, 0.5)), "scale must be 0 < low"),
-        (lambda: ClassifierTransform(**{"mode": "stretch"}), "unknown mode 'stretch'"),
+        (lambda: ClassifierTransform(mode="stretch"), "unknown mode 'stretch'"),  # type: ignore[arg-type]
         (lambda: SegmenterTransform(scales=(1.5, 0.5)), "scales must be 0 < low"),
         (lambda: SquareTransform(-1), "must be positive"),
         (

@@ -1,0 +1,208 @@
+"""Looking at every file of a data set before anything is trained on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from gwsss_fast.data import folder, voc
+from gwsss_fast.data.dataset import Layout, find_root, open_dataset
+from gwsss_fast.data.images import read_image, read_mask, read_saliency
+from gwsss_fast.data.label_sources import LabelSource, mask_labels
+from gwsss_fast.data.records import DataSet, Record, Split
+from gwsss_fast.errors import GwsssError
+
+EXPECTED = {"voc": voc.EXPECTED, "embedded": voc.EXPECTED, "folder": folder.EXPECTED, "csv": folder.EXPECTED}
+
+
+@dataclass(frozen=True)
+class SplitCount:
+    """What a split holds; `per_class` counts images by label (L,)."""
+
+    name: str
+    images: int
+    masks: int
+    saliency: int
+    per_class: np.ndarray
+
+
+@dataclass(frozen=True)
+class LabelDifference:
+    """Two sources of labels that disagree about `differing` of the `images` both know."""
+
+    split: str
+    first: str
+    second: str
+    images: int
+    differing: int
+    relation: Literal["subset", "superset", "mixed"]  # of the first to the second, strict wherever they differ
+    example: str
+
+    def __str__(self) -> str:
+        relation = {
+            "subset": f"always a strict subset: {self.first} omits labels and adds none",
+            "superset": f"always a strict superset: {self.first} adds labels and omits none",
+            "mixed": "neither always holds the other's labels",
+        }[self.relation]
+        return (
+            f"{self.split}: {self.first} and {self.second} differ in {self.differing:,} of {self.images:,} images; "
+            f"{relation} (e.g. {self.example})"
+        )
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What was found. `faults` are messages that name one unusable file each.
+
+    `differences` between sources of labels, and `unread` sources that the data set does not need, are only warnings.
+    """
+
+    data: DataSet
+    expected: str
+    splits: tuple[SplitCount, ...]
+    faults: tuple[str, ...]
+    differences: tuple[LabelDifference, ...]
+    unread: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FileCheck:
+    """One record's files: what is wrong with them, and the labels in its mask when that can be read."""
+
+    faults: tuple[str, ...]
+    mask_labels: tuple[int, ...] | None
+
+
+def check_dataset(
+    root: str | Path,
+    *,
+    layout: Layout = "auto",
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> CheckReport:
+    """Open a data set, decode all of its files once, and compare the sources of its labels.
+
+    `options` are those of `open_dataset`; `progress` is called with the numbers of records done and in all.
+    Raises GwsssError, as `open_dataset` does, when the data set cannot be opened at all.
+    """
+    path, layout = find_root(root, layout, seed=seed)
+    sources: Callable[[str], Iterable[LabelSource]]
+    if layout in ("voc", "embedded"):
+        files = voc.VocFolder(path, **{key: value for key, value in options.items() if value is not None})
+        data, sources = files.dataset(layout), files.sources
+    else:
+        data = open_dataset(path, layout=layout, **options)
+        sources = lambda name: [_own_labels(data.splits[name], layout)]  # noqa: E731
+    records = {
+        (record.image, record.mask, record.saliency): record
+        for split in data.splits.values()
+        for record in split.records
+    }
+    checks = check_files(list(records.values()), len(data.classes), progress)
+    in_masks = {record.mask: check.mask_labels for record, check in zip(records.values(), checks, strict=True)}
+    from_masks = LabelSource("masks", "masks", lambda record: in_masks.get(record.mask))
+    differences: list[LabelDifference] = []
+    unread: list[str] = []
+    for split in data.splits.values():
+        try:
+            known = [*(source for source in sources(split.name) if source.kind != "masks"), from_masks]
+            pairs = [compare_labels(split, first, second) for first, second in combinations(known, 2)]
+            differences += [difference for difference in pairs if difference is not None]
+        except GwsssError as error:
+            unread.append(str(error))
+    counts = tuple(_count(split) for split in data.splits.values())
+    faults = tuple(fault for check in checks for fault in check.faults)
+    return CheckReport(data, EXPECTED[layout], counts, faults, tuple(differences), tuple(dict.fromkeys(unread)))
+
+
+def check_files(
+    records: list[Record], num_classes: int, progress: Callable[[int, int], None] | None = None
+) -> list[FileCheck]:
+    """Decode the files of each record, on all cores; results are in the order of `records`."""
+    checks = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for check in pool.map(lambda record: check_record(record, num_classes), records):
+            checks.append(check)
+            if progress is not None:
+                progress(len(checks), len(records))
+    return checks
+
+
+def check_record(record: Record, num_classes: int) -> FileCheck:
+    """Decode image, mask and saliency map; they must be of one size, and the mask hold legal values alone."""
+    faults: list[str] = []
+    sizes: dict[Path, tuple[int, int]] = {}
+    labels = None
+    try:
+        sizes[record.image] = read_image(record.image).size
+    except GwsssError as error:
+        faults.append(str(error))
+    if record.mask is not None:
+        try:
+            mask = read_mask(record.mask, num_classes)
+            labels, sizes[record.mask] = mask_labels(mask), (mask.shape[1], mask.shape[0])
+        except GwsssError as error:
+            faults.append(str(error))
+    if record.saliency is not None:
+        try:
+            height, width = read_saliency(record.saliency).shape
+            sizes[record.saliency] = width, height
+        except GwsssError as error:
+            faults.append(str(error))
+    if record.image in sizes:
+        wanted = sizes.pop(record.image)
+        faults += [
+            f"{path} has {size[0]}x{size[1]} pixels, but its image {record.image} has {wanted[0]}x{wanted[1]}"
+            for path, size in sizes.items()
+            if size != wanted
+        ]
+    return FileCheck(tuple(faults), labels)
+
+
+def compare_labels(split: Split, first: LabelSource, second: LabelSource) -> LabelDifference | None:
+    """How two sources disagree about the images both know, or None when they do not."""
+    images, relations, example = 0, set(), ""
+    differing = 0
+    for record in split.records:
+        one, other = first.lookup(record), second.lookup(record)
+        if one is None or other is None:
+            continue
+        images += 1
+        if set(one) == set(other):
+            continue
+        differing += 1
+        relations.add("subset" if set(one) < set(other) else "superset" if set(one) > set(other) else "mixed")
+        example = example or f"{record.id}: {_names(one, split)} and {_names(other, split)}"
+    if not differing:
+        return None
+    relation: Any = relations.pop() if len(relations) == 1 else "mixed"
+    return LabelDifference(
+        split.name, Path(first.where).name, Path(second.where).name, images, differing, relation, example
+    )
+
+
+def _names(labels: Iterable[int], split: Split) -> str:
+    return "+".join(split.classes[label] for label in labels) or "nothing"
+
+
+def _own_labels(split: Split, layout: str) -> LabelSource:
+    labels = {record.id: record.labels for record in split.records}
+    return LabelSource("list", {"folder": "class folders", "csv": "CSV file"}[layout], lambda record: labels[record.id])
+
+
+def _count(split: Split) -> SplitCount:
+    return SplitCount(
+        split.name,
+        len(split),
+        sum(record.mask is not None for record in split.records),
+        sum(record.saliency is not None for record in split.records),
+        split.labels.sum(axis=0, dtype=np.int64),
+    )
