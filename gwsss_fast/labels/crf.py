@@ -1,0 +1,102 @@
+"""The field's dense CRF settings, applied to label probabilities or to hard labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from gwsss_fast import ops
+from gwsss_fast.errors import GwsssError
+
+
+@dataclass(frozen=True)
+class CrfPreset:
+    """Widths in pixels (sxy) and grey levels (srgb), Potts weights w, mean-field iterations.
+
+    gt_prob is the probability given to a hard label; with it the preset refines hard labels, without it probabilities.
+    """
+
+    sxy_gaussian: float
+    w_gaussian: float
+    sxy_bilateral: float
+    srgb: float
+    w_bilateral: float
+    iterations: int
+    gt_prob: float | None = None
+
+
+PRESETS = {
+    "psa": CrfPreset(3, 3, 80, 13, 10, 10),
+    "irn": CrfPreset(3, 3, 50, 5, 10, 10, gt_prob=0.7),
+    "deeplab": CrfPreset(1, 3, 67, 3, 4, 10),
+    "mcis": CrfPreset(3, 1, 80, 4, 3, 1),
+    "toco": CrfPreset(1, 1, 121, 5, 4, 10),
+}
+
+
+def crf_preset(preset: str | CrfPreset) -> CrfPreset:
+    """The settings by name. Raises GwsssError for an unknown name."""
+    if isinstance(preset, CrfPreset):
+        return preset
+    if preset not in PRESETS:
+        raise GwsssError(f"unknown CRF preset {preset!r}; use one of {', '.join(PRESETS)}")
+    return PRESETS[preset]
+
+
+def refine(prob: ArrayLike, image: ArrayLike, preset: str | CrfPreset = "psa") -> NDArray[np.float32]:
+    """Marginals (L, H, W) from label probabilities (L, H, W) and the RGB image (H, W, 3), raw pixels 0..255.
+
+    Raises GwsssError for an unknown preset or shapes that do not agree.
+    """
+    settings = crf_preset(preset)
+    probabilities = torch.as_tensor(np.ascontiguousarray(prob, dtype=np.float32))
+    pixels = torch.as_tensor(np.array(image, dtype=np.uint8))  # a copy: arrays of Pillow images are read-only
+    if probabilities.dim() != 3 or tuple(pixels.shape) != (*probabilities.shape[1:], 3):
+        raise GwsssError(
+            f"probabilities of shape {tuple(probabilities.shape)} and an image of shape {tuple(pixels.shape)} do not "
+            "fit; pass (L, H, W) and (H, W, 3)"
+        )
+    with torch.no_grad():
+        marginals = ops.dense_crf(
+            probabilities,
+            pixels,
+            sxy_gaussian=float(settings.sxy_gaussian),
+            w_gaussian=float(settings.w_gaussian),
+            sxy_bilateral=float(settings.sxy_bilateral),
+            srgb=float(settings.srgb),
+            w_bilateral=float(settings.w_bilateral),
+            iterations=settings.iterations,
+        )
+    return marginals.numpy()
+
+
+def refine_labels(
+    labels: ArrayLike,
+    image: ArrayLike,
+    num_labels: int,
+    preset: str | CrfPreset = "irn",
+    *,
+    gt_prob: float | None = None,
+) -> NDArray[np.uint8]:
+    """Refine hard labels (H, W), 0..num_labels-1 or 255 = "could be anything"; returns labels (H, W).
+
+    Each pixel's own label has probability `gt_prob` (default: the preset's, else 0.7), the others share the rest.
+    Raises GwsssError for a probability outside (0, 1) or a label out of range.
+    """
+    settings = crf_preset(preset)
+    certainty = gt_prob if gt_prob is not None else settings.gt_prob if settings.gt_prob is not None else 0.7
+    if not 0 < certainty < 1:
+        raise GwsssError(f"gt_prob is {certainty}; it must lie between 0 and 1")
+    hard = np.asarray(labels).astype(np.int64)
+    unsure = hard == 255
+    if num_labels < 1 or np.any((hard[~unsure] < 0) | (hard[~unsure] >= num_labels)):
+        raise GwsssError(f"the labels to refine must be 0 to {num_labels - 1}, or 255")
+    if num_labels == 1:
+        return np.zeros(hard.shape, np.uint8)
+    prob = np.full((num_labels, *hard.shape), (1 - certainty) / (num_labels - 1), np.float32)
+    np.put_along_axis(prob, np.where(unsure, 0, hard)[None], certainty, 0)
+    prob[:, unsure] = 1 / num_labels
+    return refine(prob, image, settings).argmax(0).astype(np.uint8)

@@ -1,0 +1,91 @@
+"""The presets' numbers, and both ways to use them against pydensecrf2's own helpers."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from gwsss_fast.errors import GwsssError
+from gwsss_fast.labels.crf import PRESETS, refine, refine_labels
+
+
+@pytest.fixture(scope="module")
+def scene():
+    rng = np.random.default_rng(1)
+    regions = ndimage.gaussian_filter(rng.standard_normal((4, 40, 48)), (0, 5, 5)).argmax(0)
+    noise = ndimage.gaussian_filter(rng.standard_normal((40, 48, 3)), (1, 1, 0)) * 30
+    image = (rng.integers(0, 256, (4, 3))[regions] + noise).clip(0, 255).astype(np.uint8)
+    return ndimage.shift(regions, (2, 3), order=0, mode="nearest"), image
+
+
+def reference(unary, image, settings):
+    densecrf = pytest.importorskip("pydensecrf.densecrf")
+    height, width = image.shape[:2]
+    crf = densecrf.DenseCRF2D(width, height, len(unary))
+    crf.setUnaryEnergy(np.ascontiguousarray(unary))
+    crf.addPairwiseGaussian(sxy=settings[0], compat=settings[1])
+    crf.addPairwiseBilateral(sxy=settings[2], srgb=settings[3], rgbim=image, compat=settings[4])
+    return np.array(crf.inference(settings[5])).reshape(-1, height, width)
+
+
+def test_presets_are_the_published_numbers():
+    numbers = {name: dataclasses.astuple(preset) for name, preset in PRESETS.items()}
+    assert numbers == {
+        "psa": (3, 3, 80, 13, 10, 10, None),
+        "irn": (3, 3, 50, 5, 10, 10, 0.7),
+        "deeplab": (1, 3, 67, 3, 4, 10, None),
+        "mcis": (3, 1, 80, 4, 3, 1, None),
+        "toco": (1, 1, 121, 5, 4, 10, None),
+    }
+
+
+def test_probabilities_are_refined_as_by_pydensecrf(scene):
+    utils = pytest.importorskip("pydensecrf.utils")
+    labels, image = scene
+    prob = ndimage.gaussian_filter(np.eye(4, dtype=np.float32)[labels], (3, 3, 0)).transpose(2, 0, 1)
+    expected = reference(utils.unary_from_softmax(prob), image, (1, 3, 67, 3, 4, 10))
+    got = refine(prob, Image.fromarray(image), "deeplab")
+    assert got.dtype == np.float32
+    assert np.abs(got - expected).max() <= 1e-3
+
+
+def test_hard_labels_are_refined_as_by_pydensecrf(scene):
+    utils = pytest.importorskip("pydensecrf.utils")
+    labels, image = scene
+    expected = reference(utils.unary_from_labels(labels, 4, 0.7, zero_unsure=False), image, (3, 3, 50, 5, 10, 10))
+    got = refine_labels(labels, image, 4)
+    assert got.dtype == np.uint8
+    assert (got == expected.argmax(0)).mean() >= 0.999
+    assert (got != labels).mean() > 0.02
+
+
+def test_unsure_pixels_are_filled_in(scene):
+    utils = pytest.importorskip("pydensecrf.utils")
+    labels, image = scene
+    unsure = labels.copy()
+    unsure[10:20, 10:30] = 255
+    shifted = np.where(unsure == 255, 0, unsure + 1)  # pydensecrf's own convention: 0 is unsure
+    expected = reference(utils.unary_from_labels(shifted, 4, 0.5), image, (3, 3, 80, 13, 10, 10))
+    got = refine_labels(unsure, image, 4, "psa", gt_prob=0.5)
+    assert (got == expected.argmax(0)).mean() >= 0.999
+    assert got.max() < 4
+
+
+def test_one_label_stays():
+    assert refine_labels(np.full((4, 5), 255), np.zeros((4, 5, 3), np.uint8), 1).tolist() == np.zeros((4, 5)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda image: refine(np.full((2, 3, 4), 0.5), image, "crf"), "psa, irn, deeplab, mcis, toco"),
+        (lambda image: refine(np.full((2, 4, 3), 0.5), image), "do not fit"),
+        (lambda image: refine_labels(np.full((3, 4), 2), image, 2), "0 to 1"),
+        (lambda image: refine_labels(np.zeros((3, 4)), image, 2, gt_prob=1.0), "between 0 and 1"),
+    ],
+)
+def test_errors_say_what_is_wrong(call, message):
+    with pytest.raises(GwsssError, match=message):
+        call(np.zeros((3, 4, 3), np.uint8))
