@@ -1,0 +1,295 @@
+"""Multi-scale class activation maps of all images of a split, made in groups as in training.
+
+An image is squashed to squares of `size * scale`, so that the images of a group have one shape at every scale. Maps of
+all scales and of the mirrored images are rectified, resized to the image and summed, for the initial and the graph
+readout apart; each class's sum is divided by (max + 1e-5). The ensemble is the mean of the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+from torch.utils.data import DataLoader, Dataset
+
+from gwsss_fast.data.images import read_image
+from gwsss_fast.data.records import Record, Split
+from gwsss_fast.data.transforms import SquareTransform
+from gwsss_fast.errors import GwsssError
+from gwsss_fast.models.base import evaluating
+
+SCALES = (0.5, 1.0, 1.5, 2.0)
+EPSILON = 1e-5  # added to the maximum before dividing, as in the field's code
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class CamSet:
+    """Class activation maps of one image for the 0-based foreground classes `keys` (n,), each (n, H, W) in [0, 1]."""
+
+    keys: NDArray[np.int64]
+    initial: NDArray[np.float32]
+    graph: NDArray[np.float32]
+    ensemble: NDArray[np.float32]
+
+
+class GroupCover(Protocol):
+    """What is asked of a group sampler."""
+
+    def cover(self, round: int) -> NDArray[np.int64]:
+        """Groups (m, K) in which every image appears at least once."""
+
+
+class _Readouts(NamedTuple):
+    """Sums of rectified maps over draws and flips, one tensor (..., L or n, h, w) a scale at the scale's own size.
+
+    Resizing is linear, so a sum of small maps resized once equals the sum of resized maps.
+    """
+
+    initial: list[Tensor]
+    graph: list[Tensor]
+
+
+class _Pending(NamedTuple):
+    """An image that is not through all its groups yet."""
+
+    keys: NDArray[np.int64]
+    sums: _Readouts
+    draws: int
+
+
+def generate_maps(
+    model: nn.Module,
+    split: Split,
+    sampler: GroupCover,
+    *,
+    size: int = 224,
+    scales: Sequence[float] = SCALES,
+    flip: bool = True,
+    rounds: int = 1,
+    groups: int = 4,
+    device: torch.device | str = "cpu",
+    precision: str = "fp32",
+    workers: int = 0,
+    predicted_labels: bool = False,
+) -> Iterator[tuple[Record, CamSet]]:
+    """Yield every record of `split` once with its maps, in the order in which they are finished.
+
+    The groups are those of `sampler.cover(0), ..., sampler.cover(rounds - 1)`; every image of a group gets maps from
+    it, and an image drawn several times the average of its sums. `groups` of them run in one forward pass. Maps are
+    made for the record's labels, or with `predicted_labels` for the classes whose sigmoid of the final logit (mean
+    over scales and flips in the image's first group) exceeds 0.5 and the most likely class.
+
+    The model is in eval mode and without gradients while it runs, and in its former mode between two results. Without
+    message passing (steps = 0) initial, graph and ensemble are the same.
+
+    Memory: images wait for their last group as sums of small maps on the CPU, 8 bytes x classes of the image x map
+    positions of all scales (at stride 8, size 224 and the default scales 47 kB a class). With one round only the few
+    images drawn twice wait; with more, all images do: some 0.7 GB for VOC train_aug. Nothing is written to disk.
+
+    Raises GwsssError for options without sense, groups that do not belong to the split, or an unreadable image.
+    """
+    _check(scales, size, rounds, groups, precision)
+    drawn = np.concatenate([np.asarray(sampler.cover(number)) for number in range(rounds)])
+    wanted = np.bincount(drawn.ravel(), minlength=len(split))
+    if len(wanted) > len(split) or not wanted.all():
+        raise GwsssError(f"the sampler's groups do not cover the {len(split)} images of {split.name}; build it on them")
+    device = torch.device(device)
+    batches = [drawn[start : start + groups] for start in range(0, len(drawn), groups)]
+    pending: dict[int, _Pending] = {}
+    for batch, (images, shapes) in zip(
+        batches, _load(split.records, batches, _transforms(size, scales), workers), strict=True
+    ):
+        maps, logits = _run(model, [image.to(device) for image in images], flip, precision)
+        for place in np.ndindex(batch.shape):
+            index = int(batch[place])
+            known = None if predicted_labels else np.array(split.records[index].labels, dtype=np.int64)
+            pending[index] = _add(pending.get(index), maps, logits, place, known)
+            if pending[index].draws == wanted[index]:
+                yield split.records[index], _finish(pending.pop(index), shapes[place])
+
+
+def group_maps(
+    model: nn.Module,
+    images: Sequence[Image.Image],
+    labels: Sequence[Sequence[int]] | None = None,
+    *,
+    size: int = 224,
+    scales: Sequence[float] = SCALES,
+    flip: bool = True,
+    device: torch.device | str = "cpu",
+    precision: str = "fp32",
+) -> list[CamSet]:
+    """Maps of the RGB images of one group, each at its own size. labels: classes of each image; None = predicted."""
+    _check(scales, size, 1, 1, precision)
+    squashed = [[transform(image) for image in images] for transform in _transforms(size, scales)]
+    inputs = [torch.stack(views)[None].to(device) for views in squashed]
+    maps, logits = _run(model, inputs, flip, precision)
+    found = []
+    for index, image in enumerate(images):
+        known = None if labels is None else np.array(labels[index], dtype=np.int64)
+        done = _add(None, maps, logits, (0, index), known)
+        found.append(_finish(done, (image.height, image.width)))
+    return found
+
+
+def predict_labels(
+    model: nn.Module,
+    split: Split,
+    *,
+    size: int = 224,
+    flip: bool = True,
+    batch: int = 16,
+    device: torch.device | str = "cpu",
+    precision: str = "fp32",
+    workers: int = 0,
+) -> NDArray[np.uint8]:
+    """Multi-hot predicted labels (n, L) of every image by itself, to draw groups where no labels are known.
+
+    From the initial readout, which does not depend on the other images: classes whose sigmoid exceeds 0.5, and the
+    most likely one.
+    """
+    _check((1.0,), size, 1, batch, precision)
+    order = np.arange(len(split))[:, None]
+    batches = [order[start : start + batch] for start in range(0, len(order), batch)]
+    rows = []
+    for images, _ in _load(split.records, batches, _transforms(size, (1.0,)), workers):
+        with torch.inference_mode(), evaluating(model), _autocast(torch.device(device), precision):
+            views = [images[0], images[0].flip(-1)] if flip else [images[0]]
+            logits = sum(model(view.to(device)).initial_logits.float() for view in views)
+        assert isinstance(logits, Tensor)
+        rows.append(_predicted(logits[:, 0].cpu()))
+    return torch.cat(rows).numpy().astype(np.uint8)
+
+
+def _run(model: nn.Module, inputs: Sequence[Tensor], flip: bool, precision: str) -> tuple[_Readouts, Tensor]:
+    """Rectified maps (B, K, L, h, w) of both readouts at every scale, summed over flips; mean final logits (B, K, L).
+
+    inputs: one batch of groups (B, K, 3, s, s) a scale. Results are float32 on the CPU.
+    """
+    sums = _Readouts([], [])
+    logits: list[Tensor] = []
+    with torch.inference_mode(), evaluating(model), _autocast(inputs[0].device, precision):
+        for images in inputs:
+            out = model(images)
+            initial, graph = out.initial_maps.float().relu(), out.maps.float().relu()
+            logits.append(out.logits.float())
+            if flip:
+                out = model(images.flip(-1))
+                initial = initial + out.initial_maps.float().relu().flip(-1)
+                graph = graph + out.maps.float().relu().flip(-1)
+                logits.append(out.logits.float())
+            sums.initial.append(initial.cpu())
+            sums.graph.append(graph.cpu())
+        return sums, torch.stack(logits).mean(0).cpu()
+
+
+def _add(
+    before: _Pending | None,
+    maps: _Readouts,
+    logits: Tensor,
+    place: tuple[int, ...],
+    known: NDArray[np.int64] | None,
+) -> _Pending:
+    """Add the image at `place` (group, node) of a batch to what its earlier groups gave, for its classes alone."""
+    if before is not None:
+        keys = before.keys
+    else:
+        keys = _predicted(logits[place]).nonzero()[:, 0].numpy() if known is None else known
+    if len(keys) and keys.max() >= logits.shape[-1]:
+        raise GwsssError(f"label {keys.max()} is not among the model's {logits.shape[-1]} classes")
+    chosen = torch.as_tensor(keys)
+    new = _Readouts(*([scale[place][chosen] for scale in readout] for readout in maps))
+    if before is None:
+        return _Pending(keys, new, 1)
+    both = _Readouts(
+        *([old + more for old, more in zip(a, b, strict=True)] for a, b in zip(before.sums, new, strict=True))
+    )
+    return _Pending(keys, both, before.draws + 1)
+
+
+def _finish(done: _Pending, shape: tuple[int, int]) -> CamSet:
+    """Maps at the image's shape (H, W), normalised."""
+    initial, graph = (_normalised(readout, done.draws, shape) for readout in done.sums)
+    return CamSet(done.keys, initial, graph, (initial + graph) * np.float32(0.5))
+
+
+def _normalised(scales: Sequence[Tensor], draws: int, shape: tuple[int, int]) -> NDArray[np.float32]:
+    if not len(scales[0]):
+        return np.zeros((0, *shape), np.float32)
+    total = torch.zeros(len(scales[0]), *shape)
+    for maps in scales:
+        total += interpolate(maps[None] / draws, shape, mode="bilinear", align_corners=False)[0]
+    return (total / (total.amax((1, 2), keepdim=True) + EPSILON)).numpy()
+
+
+def _predicted(logits: Tensor) -> Tensor:
+    """Which of the classes (..., L) count as present: logit above 0, and always the largest."""
+    present = logits > 0
+    return present.scatter(-1, logits.argmax(-1, keepdim=True), True)
+
+
+class _SquashedGroups(Dataset):
+    """Item b: the images of the groups in `batches[b]` (B, K), a tensor (B, K, 3, s, s) a side, and their (H, W)."""
+
+    def __init__(
+        self, records: Sequence[Record], batches: Sequence[NDArray[np.int64]], transforms: Sequence[SquareTransform]
+    ) -> None:
+        self.records, self.batches, self.transforms = records, batches, transforms
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> tuple[list[Tensor], dict[tuple[int, ...], tuple[int, int]]] | GwsssError:
+        batch = self.batches[number]
+        views: list[list[Tensor]] = [[] for _ in self.transforms]
+        shapes = {}
+        for place in np.ndindex(batch.shape):
+            try:
+                image = read_image(self.records[int(batch[place])].image)
+            except GwsssError as error:
+                return error  # raised by a worker it would come out wrapped in that worker's traceback
+            shapes[place] = (image.height, image.width)
+            for transform, images in zip(self.transforms, views, strict=True):
+                images.append(transform(image))
+        return [torch.stack(images).unflatten(0, batch.shape) for images in views], shapes
+
+
+def _load(
+    records: Sequence[Record],
+    batches: Sequence[NDArray[np.int64]],
+    transforms: Sequence[SquareTransform],
+    workers: int,
+) -> Iterator[tuple[list[Tensor], dict[tuple[int, ...], tuple[int, int]]]]:
+    dataset = _SquashedGroups(records, batches, transforms)
+    # A generator of its own: otherwise every pass would draw from, and so change, the global random state.
+    for item in DataLoader(dataset, batch_size=None, num_workers=workers, generator=torch.Generator()):
+        if isinstance(item, GwsssError):
+            raise item
+        yield item
+
+
+def _transforms(size: int, scales: Sequence[float]) -> list[SquareTransform]:
+    return [SquareTransform(max(round(size * scale), 1)) for scale in scales]
+
+
+def _autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    dtype = PRECISIONS[precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def _check(scales: Sequence[float], size: int, rounds: int, groups: int, precision: str) -> None:
+    if not scales or min(scales) <= 0 or size < 1:
+        raise GwsssError(f"scales {list(scales)} and size {size} must be positive, with at least one scale")
+    if rounds < 1 or groups < 1:
+        raise GwsssError(f"rounds is {rounds} and groups {groups}; both must be at least 1")
+    if precision not in PRECISIONS:
+        raise GwsssError(f"precision is {precision!r}; use one of {', '.join(PRECISIONS)}")
