@@ -167,7 +167,7 @@ def _section(key: str, title: str, part: Callable[[], dict[str, Any]]) -> Sectio
         return Section(key, title, None, str(missing))
     except SECTION_ERRORS as error:
         log.warning("report: %s left out: %s", title, error)
-        return Section(key, title, None, str(error))
+        return Section(key, title, None, str(error) if isinstance(error, GwsssError) else f"damaged files ({error!r})")
 
 
 def _classifier(run: RunFolder, load: Loader | None) -> torch.nn.Module:
