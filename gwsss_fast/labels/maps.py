@@ -164,8 +164,7 @@ def predict_labels(
     for images, _ in _load(split.records, batches, _transforms(size, (1.0,)), workers):
         with torch.inference_mode(), evaluating(model), _autocast(torch.device(device), precision):
             views = [images[0], images[0].flip(-1)] if flip else [images[0]]
-            logits = sum(model(view.to(device)).initial_logits.float() for view in views)
-        assert isinstance(logits, Tensor)
+            logits = torch.stack([model(view.to(device)).initial_logits.float() for view in views]).mean(0)
         rows.append(_predicted(logits[:, 0].cpu()))
     return torch.cat(rows).numpy().astype(np.uint8)
 
