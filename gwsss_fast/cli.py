@@ -7,14 +7,23 @@ import importlib
 import io
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar, get_type_hints
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from gwsss_fast.config import closest
+from gwsss_fast.config import Config, check, closest, differences, load_config, read_config, write_config
 from gwsss_fast.errors import GwsssError
+from gwsss_fast.ops import backend as use_backend
+from gwsss_fast.training.checkpoints import load_checkpoint
+from gwsss_fast.training.precision import check_precision, choose_device, set_threads
+from gwsss_fast.training.runs import STAGES, Run, environment, open_data, verify_files
 
 VERBS = {
     "train": "train",
@@ -26,6 +35,7 @@ VERBS = {
     "doctor": "doctor",
 }
 USAGE = f"usage: gwsss-fast VERB [OPTIONS]\n\nverbs: {', '.join(VERBS)}\n`gwsss-fast VERB --help` lists the options."
+HARMLESS = ("device", "threads", "backend", "output", "data.workers", "data.cache_mb", "data.verify")
 BAD_INPUT, INTERRUPTED = 2, 130
 _Arguments = TypeVar("_Arguments")
 
@@ -74,6 +84,164 @@ def parse(kind: type[_Arguments], default: _Arguments, arguments: Sequence[str],
         if not end.code:
             raise
         raise GwsssError(f"{_problem(stream.getvalue(), default)} (`{prog} --help` lists the options)") from None
+
+
+@dataclass(frozen=True)
+class StageArguments:
+    """One stage again, from a run's folder or a checkpoint."""
+
+    config: tyro.conf.FlagConversionOff[Annotated[Config, tyro.conf.arg(name="")]]
+    run: str | None = None
+    """Folder of the run."""
+    checkpoint: str | None = None
+    """Classifier to use instead of RUN/classifier/last.pt; then --output names a new folder."""
+
+
+_Stage = TypeVar("_Stage", bound=StageArguments)
+
+
+def open_stage(kind: type[_Stage], verb: str, arguments: Sequence[str]) -> tuple[_Stage, Run]:
+    """The arguments and the run of a single-stage command; only the section `verb` may differ from the stored run.
+
+    Raises GwsssError when neither a run nor a checkpoint is given, or when one of them cannot be used.
+    """
+    prog, wants_help = f"gwsss-fast {verb}", bool({"-h", "--help"} & set(arguments))
+    folder, checkpoint = peek(arguments, "--run"), peek(arguments, "--checkpoint")
+    base = Config()
+    if folder is not None:
+        base = stored_config(Path(folder))
+    elif checkpoint is not None:
+        content = load_checkpoint(checkpoint)
+        base = read_config(str(content.get("config", "")), checkpoint)
+    elif not wants_help:
+        raise GwsssError(f"{prog} needs --run DIR, or --checkpoint FILE with --output DIR")
+    options = parse(kind, kind(config=base), arguments, prog, kind.__doc__ or "")
+    config = check(options.config, "command line")
+    if folder is not None:
+        refuse_changes(base, config, Path(folder), lambda stage: stage != verb)
+        run = open_run(Path(folder), config)
+        run.checkpoint = Path(checkpoint) if checkpoint else None
+    else:
+        if config.output is None:
+            raise GwsssError(f"{prog} --checkpoint needs --output DIR, a new folder for what it makes")
+        refuse_existing(Path(config.output))
+        run = open_run(Path(config.output), config)
+        run.checkpoint = Path(str(checkpoint))
+    write_config(config, run.folder / "config.yaml")
+    return options, run
+
+
+def stored_config(folder: Path) -> Config:
+    """The configuration of a run. Raises GwsssError when `folder` is none."""
+    if not (folder / "config.yaml").is_file():
+        raise GwsssError(f"{folder} is not the folder of a run: it has no config.yaml")
+    return load_config(folder / "config.yaml")
+
+
+def open_run(folder: Path, config: Config, verify: bool = False) -> Run:
+    """Check the machine and the data, and give the run; writes nothing."""
+    set_threads(config.threads)
+    device = choose_device(config.device)
+    check_precision(config.precision, device)
+    data = open_data(config.data)
+    if verify and config.data.verify:
+        verify_files(data)
+    return Run(folder, config, data, device)
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raises GwsssError when `folder` is a file or holds anything."""
+    if folder.exists() and not folder.is_dir():
+        raise GwsssError(f"output {folder} is a file; name a folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise GwsssError(f"output {folder} exists and is not empty; continue it with --resume or name another folder")
+
+
+def refuse_changes(old: Config, new: Config, folder: Path, fixed: Callable[[str], bool]) -> None:
+    """Raises GwsssError when a field of a stage that is `fixed` differs from the stored configuration."""
+    for key, (before, after) in differences(old, new).items():
+        stage = stage_of(key)
+        if stage is not None and fixed(stage):
+            raise GwsssError(
+                f"{key} is {before} in {folder / 'config.yaml'} and {after} now, but stage {stage} has been worked on; "
+                "keep the old value or use another --output"
+            )
+
+
+def stage_of(key: str) -> str | None:
+    """The first stage whose result depends on the field; None for fields that change no result."""
+    section, _, name = key.rpartition(".")
+    if key in HARMLESS or name == "checkpoint_every":
+        return None
+    return section if section in STAGES and key != "cam.oaa" else "classifier"
+
+
+def run_stage(run: Run, stage: str, body: Callable[[Run], None]) -> None:
+    """Run one stage: time it, mark what it outdates, record it in metrics.json."""
+    run.outdate_after(stage)
+    start, spent = time.perf_counter(), run.metrics().get("interrupted", {}).get(stage, 0.0)
+    try:
+        with use_backend(run.config.backend):
+            body(run)
+    except KeyboardInterrupt:
+        run.add_metrics(interrupted={stage: round(spent + time.perf_counter() - start, 2)})
+        raise
+    metrics = run.metrics()
+    run.add_metrics(
+        seconds={stage: round(spent + time.perf_counter() - start, 2)},
+        environment=environment(run.device),
+        interrupted={stage: 0.0} if spent else {},
+        outdated=[name for name in metrics.get("outdated", []) if name != stage],
+    )
+
+
+def print_summary(run: Run) -> None:
+    """The one table of results on stdout, and where the report lies."""
+    table = summary(run.metrics())
+    console = Console()
+    if table.row_count:
+        console.print(table)
+    report = run.folder / "report.html"
+    console.print(
+        f"{'report' if report.is_file() else 'run'}: {report if report.is_file() else run.folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def summary(metrics: dict[str, Any]) -> Table:
+    """Maps, pseudo labels and segmentation of metrics.json as a table; what was not scored has no row."""
+    table = Table("result", "mIoU %", "", title="results")
+    for name, scores in metrics.get("cam", {}).items():
+        table.add_row(
+            f"maps on train, {name}", _percent(scores["miou"]), f"at threshold {scores['best_threshold']:.2f}"
+        )
+    pseudo = metrics.get("pseudo", {})
+    if pseudo:
+        table.add_row("pseudo labels", _percent(pseudo.get("miou")), f"coverage {_percent(pseudo['coverage'])} %")
+    for name, scores in metrics.get("cam_val", {}).items():
+        words = {"tags": "true tags", "predicted": "predicted tags"}[name]
+        table.add_row(f"maps on val, {words}", _percent(scores["miou"]), f"at threshold {scores['best_threshold']:.2f}")
+    segmentation = metrics.get("segmentation", {})
+    if segmentation:
+        table.add_row("[bold]segmentation on val", f"[bold]{_percent(segmentation['miou'])}", "")
+        for name, value in segmentation["iou"].items():
+            table.add_row(f"  {escape(name)}", _percent(value), "")
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def peek(arguments: Sequence[str], option: str) -> str | None:
+    """The value of an option before all of them are parsed."""
+    for number, item in enumerate(arguments):
+        if item == option and number + 1 < len(arguments):
+            return arguments[number + 1]
+        if item.startswith(f"{option}="):
+            return item.partition("=")[2]
+    return None
 
 
 def option_names(values: Any, prefix: str = "") -> list[str]:

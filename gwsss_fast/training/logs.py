@@ -14,7 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from gwsss_fast import files
 
-LINES = 10  # lines of progress where there is no terminal
+LINES = 10  # lines of progress where there is no terminal, at most
+PAUSE = 2.0  # seconds between two of them, at least
 
 
 class Reporter:
@@ -30,6 +31,7 @@ class Reporter:
             TextColumn("{task.fields[text]}"),
         )
         self.progress = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
+        self.last = self.progress.get_time()
         self.task: TaskID = self.progress.add_task(title, total=total, completed=done, text="")
 
     def __enter__(self) -> Reporter:
@@ -40,7 +42,8 @@ class Reporter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.progress.stop()
+        if self.console.is_terminal:
+            self.progress.stop()
 
     def advance(self, text: str = "", by: int = 1) -> None:
         """`by` more of `total` are done; `text` says how it stands."""
@@ -48,9 +51,13 @@ class Reporter:
         self.progress.update(self.task, completed=self.done, text=text)
         if self.console.is_terminal or self.done * LINES // self.total == before * LINES // self.total:
             return
+        now = self.progress.get_time()
+        if now - self.last < PAUSE and self.done < self.total:
+            return
+        self.last = now
         left = self.progress.tasks[0].time_remaining
         rest = "" if left is None or self.done >= self.total else f", {left / 60:.0f} min {left % 60:02.0f} s left"
-        words = f"{self.title} {100 * self.done // self.total} % ({self.done}/{self.total}) {text}{rest}"
+        words = f"{self.title} {100 * self.done // self.total} % ({self.done}/{self.total}){text and ' '}{text}{rest}"
         self.console.print(words, highlight=False, soft_wrap=True)
 
 

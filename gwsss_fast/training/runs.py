@@ -24,7 +24,7 @@ from gwsss_fast.data.images import read_image, read_mask
 from gwsss_fast.errors import GwsssError
 
 STAGES = ("classifier", "cam", "pseudo", "segmenter", "evaluate", "report")
-_MERGED = ("seconds", "initialised_from")  # the other entries of metrics.json are replaced as a whole
+_MERGED = ("seconds", "interrupted", "initialised_from")  # the other entries of metrics.json are replaced as a whole
 
 
 @dataclass
@@ -90,7 +90,45 @@ class Run:
         metrics = self.metrics()
         for name, value in values.items():
             metrics[name] = {**metrics.get(name, {}), **value} if name in _MERGED else value
+        metrics = {name: value for name, value in metrics.items() if value not in ({}, [])}
         files.write_json(self.folder / "metrics.json", metrics)
+
+    def outdate_after(self, stage: str) -> None:
+        """Mark the later stages that have been worked on: their output belongs to what `stage` is about to replace."""
+        metrics = self.metrics()
+        later = [name for name in STAGES[STAGES.index(stage) + 1 :] if self.begun(name)]
+        outdated = [name for name in STAGES if name in later or (name in metrics.get("outdated", []) and name != stage)]
+        if outdated or metrics.get("outdated"):
+            self.add_metrics(outdated=outdated)
+
+    def begun(self, stage: str) -> bool:
+        """Whether `stage` has left anything."""
+        checkpoints = {"classifier": self.classifier_checkpoint, "segmenter": self.segmenter_checkpoint}
+        return stage in self.metrics().get("seconds", {}) or (stage in checkpoints and checkpoints[stage].is_file())
+
+    def outdated(self, stage: str) -> bool:
+        """Whether the output of `stage` was made from what has been replaced since."""
+        return stage in self.metrics().get("outdated", [])
+
+    def complete(self, stage: str) -> bool:
+        """Whether `stage` ended well and all its files are still there."""
+        if self.outdated(stage) or stage not in self.metrics().get("seconds", {}):
+            return False
+        return not missing_files(self.expected_files(stage))
+
+    def expected_files(self, stage: str) -> list[Path]:
+        """The files that the complete `stage` leaves."""
+        if stage == "classifier":
+            return [self.classifier_checkpoint]
+        if stage == "cam":
+            return [self.map_file(record) for record in self.map_split.records]
+        if stage == "pseudo":
+            return [self.pseudo_file(record) for record in self.map_split.records]
+        if stage == "segmenter":
+            return [self.segmenter_checkpoint]
+        if stage == "evaluate":
+            return [self.prediction_file(record) for record in (self.data.validation or Split("", (), ())).records]
+        return [self.folder / "report.html"]
 
     def note(self, text: str) -> None:
         """One line to the person at the terminal."""

@@ -83,7 +83,7 @@ def build_segmenter(run: Run) -> DeepLabV2:
                 f"not {name}; set segmenter.init source"
             )
         body, weights = load_classifier(config, run.classifier_checkpoint, run.data.classes)[0].backbone, "none"
-        body.initialised_from = f"the classifier's backbone ({run.classifier_checkpoint})"  # type: ignore[assignment]
+        body.initialised_from = f"the classifier's backbone ({run.classifier_checkpoint.name} of stage classifier)"  # type: ignore[assignment]
     elif weights == "default" and name == config.model.backbone:
         weights = config.model.weights  # the same source as the classifier's
     if isinstance(body, str) and weights in ("none", "default"):

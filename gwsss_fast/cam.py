@@ -1,0 +1,176 @@
+"""`python -m gwsss_fast.cam --run DIR`: class activation maps of a trained classifier, and their scores."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from gwsss_fast import cli
+from gwsss_fast.data.dataset import Record, Split
+from gwsss_fast.data.images import read_mask, read_size
+from gwsss_fast.data.samplers import GroupSampler
+from gwsss_fast.errors import GwsssError
+from gwsss_fast.evaluation.segmentation import ThresholdSweep
+from gwsss_fast.labels.interchange import READOUTS, load_maps, save_maps, save_oaa
+from gwsss_fast.labels.maps import CamSet, generate_maps, predict_labels
+from gwsss_fast.models.group_classifier import GroupClassifier
+from gwsss_fast.training.build import load_classifier
+from gwsss_fast.training.checkpoints import load_checkpoint
+from gwsss_fast.training.logs import Reporter
+from gwsss_fast.training.runs import Run
+
+
+@dataclass(frozen=True)
+class Arguments(cli.StageArguments):
+    """Make class activation maps."""
+
+    format: Literal["irn", "seam", "oaa"] = "irn"
+    """Also write the maps in this format, into RUN/cams-FORMAT."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return cli.run(lambda: _command(sys.argv[1:] if arguments is None else arguments))
+
+
+def _command(arguments: Sequence[str]) -> None:
+    options, run = cli.open_stage(Arguments, "cam", arguments)
+    cli.run_stage(run, "cam", make_maps)
+    if options.format != "irn":
+        convert(run, options.format)
+    cli.print_summary(run)
+
+
+def make_maps(run: Run) -> None:
+    """Write cams/ID.npy of every image and metrics["cam"]."""
+    split, scoring = run.map_split, run.data.scoring
+    sweeps = Sweeps(len(run.data.classes))
+    scored = {record.id for record in scoring.records} if scoring else set()
+    with Reporter("cam", len(split), console=run.console) as bar:
+        for record, cams in run_maps(run, split):
+            save_maps(run.map_file(record), cams)
+            if record.id in scored:
+                sweeps.update(cams, record)
+            bar.advance()
+    if scoring:
+        run.add_metrics(cam=sweeps.metrics())
+    else:
+        run.note("cam: the training images have no masks, so the maps are not scored")
+
+
+def run_maps(run: Run, split: Split) -> Iterator[tuple[Record, CamSet]]:
+    """The maps of every image of `split`: accumulated while training with cam.oaa, else made by the classifier."""
+    if run.config.cam.oaa:
+        yield from _online_maps(run, split)
+        return
+    model, _ = load_classifier(run.config, run.classifier_checkpoint, run.data.classes)
+    yield from classifier_maps(run, model.to(run.device), split)
+
+
+def classifier_maps(run: Run, model: GroupClassifier, split: Split) -> Iterator[tuple[Record, CamSet]]:
+    """The maps of every image of `split` by `model`, in groups by the sampler of the training."""
+    options, training = run.config.cam, run.config.classifier
+    size = min(training.group_size, len(split))
+    return generate_maps(
+        model,
+        split,
+        GroupSampler(split.labels, size, training.sampling, run.config.seed),
+        size=options.size or training.size,
+        scales=options.scales,
+        flip=options.flip,
+        rounds=options.rounds,
+        groups=options.groups,
+        device=run.device,
+        precision=run.config.precision,
+        workers=run.config.data.workers,
+    )
+
+
+def _online_maps(run: Run, split: Split) -> Iterator[tuple[Record, CamSet]]:
+    stored = load_checkpoint(run.classifier_checkpoint).get("online_maps")
+    if not stored:
+        raise GwsssError(f"{run.classifier_checkpoint} holds no accumulated maps; train with --cam.oaa true")
+    for record in split.records:
+        if record.id not in stored:
+            raise GwsssError(f"{run.classifier_checkpoint} holds no maps of {record.id}; it was not trained on")
+        width, height = read_size(record.image)
+        maps = torch.nn.functional.interpolate(stored[record.id].float(), (height, width), mode="bilinear")
+        initial, graph = (maps / (maps.amax((-2, -1), keepdim=True) + 1e-5)).numpy()
+        yield record, CamSet(np.array(record.labels, np.int64), initial, graph, (initial + graph) / 2)
+
+
+class Sweeps:
+    """Threshold sweeps of the three readouts, on the maps as they are stored."""
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+        self.sweeps = {name: ThresholdSweep(classes + 1) for name in READOUTS}
+
+    def update(self, cams: CamSet, record: Record) -> None:
+        """Add an image that has a mask."""
+        assert record.mask is not None
+        target = read_mask(record.mask, self.classes)
+        for name, sweep in self.sweeps.items():
+            sweep.update(getattr(cams, name).astype(np.float16), cams.keys, target)
+
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """Per readout miou, best_threshold and curve, in percent."""
+        return {name: sweep_metrics(self.sweeps[name]) for name in ("initial", "graph", "ensemble")}
+
+
+def sweep_metrics(sweep: ThresholdSweep) -> dict[str, Any]:
+    """A sweep as it stands in metrics.json."""
+    result = sweep.scores()
+    return {
+        "miou": 100 * result.best_miou,
+        "best_threshold": round(result.best_threshold, 4),
+        "curve": [round(100 * float(value), 4) for value in result.curve],
+    }
+
+
+def score_validation_maps(run: Run) -> None:
+    """metrics["cam_val"]: the classifier's own ensembled maps on val, with the true tags and with predicted ones."""
+    split = run.scored_validation
+    if split is None:
+        return
+    config = run.config
+    model, _ = load_classifier(config, run.classifier_checkpoint, run.data.classes)
+    model.to(run.device)
+    size = config.cam.size or config.classifier.size
+    found = predict_labels(
+        model, split, size=size, device=run.device, precision=config.precision, workers=config.data.workers
+    )
+    tags = [tuple(np.flatnonzero(row).tolist()) for row in found]
+    guessed = replace(split, records=tuple(replace(r, labels=t) for r, t in zip(split.records, tags, strict=True)))
+    scores = {}
+    with Reporter("maps on val", 2 * len(split), console=run.console) as bar:
+        for name, version in (("tags", split), ("predicted", guessed)):
+            sweep = ThresholdSweep(len(run.data.classes) + 1)
+            for record, cams in classifier_maps(run, model, version):
+                assert record.mask is not None
+                target = read_mask(record.mask, len(run.data.classes))
+                sweep.update(cams.ensemble.astype(np.float16), cams.keys, target)
+                bar.advance()
+            scores[name] = sweep_metrics(sweep)
+    run.add_metrics(cam_val=scores)
+
+
+def convert(run: Run, layout: str) -> None:
+    """Write the run's maps in another project's format."""
+    folder = run.folder / f"cams-{layout}"
+    for record in run.map_split.records:
+        cams = load_maps(run.map_file(record))
+        if layout == "oaa":
+            save_oaa(folder, record.id, cams)
+        else:
+            save_maps(folder / f"{record.id}.npy", cams, layout)
+    run.note(f"maps in the format of {layout}: {folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

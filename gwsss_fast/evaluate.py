@@ -1,0 +1,189 @@
+"""`python -m gwsss_fast.evaluate`: scores of maps, pseudo labels or predictions, of a run or of any folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from gwsss_fast import cli
+from gwsss_fast.cam import Sweeps, score_validation_maps
+from gwsss_fast.config import DataConfig
+from gwsss_fast.data.dataset import Record, Split
+from gwsss_fast.data.images import read_image, read_mask
+from gwsss_fast.data.transforms import normalise
+from gwsss_fast.errors import GwsssError
+from gwsss_fast.evaluation.segmentation import confusion_matrix, coverage, segmentation_scores
+from gwsss_fast.labels.crf import refine, refine_labels
+from gwsss_fast.labels.interchange import load_maps
+from gwsss_fast.labels.masks import save_mask
+from gwsss_fast.labels.pseudo import PseudoOptions, pseudo_label
+from gwsss_fast.models.deeplab import predict_probabilities
+from gwsss_fast.training.logs import Reporter
+from gwsss_fast.training.precision import autocast
+from gwsss_fast.training.runs import Run, missing_files, open_data
+from gwsss_fast.training.segmenter import load_segmenter
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Score a folder of maps (ID.npy) or masks (ID.png) against a data set, or the predictions of a run again."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    run: str | None = None
+    """Folder of a run: predict val again and score it."""
+    cams: str | None = None
+    """Folder of maps to score, ID.npy in IRN's or SEAM's format."""
+    masks: str | None = None
+    """Folder of masks to score: pseudo labels or predictions, ID.png."""
+    split: Literal["train", "train_aug", "val"] = "train"
+    """The images that are scored."""
+    crf: Literal["psa", "irn", "deeplab", "mcis", "toco"] | None = None
+    """Dense CRF preset; maps are refined at their best threshold."""
+    ignored_prediction: Literal["background", "ignore"] = "background"
+    """How a predicted 255 is counted."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return cli.run(lambda: _command(sys.argv[1:] if arguments is None else arguments))
+
+
+def _command(arguments: Sequence[str]) -> None:
+    if any(item == "--run" or item.startswith("--run=") for item in arguments):
+        _, run = cli.open_stage(cli.StageArguments, "evaluate", arguments)
+        cli.run_stage(run, "evaluate", evaluate)
+        cli.print_summary(run)
+        return
+    options = cli.parse(Arguments, Arguments(), arguments, "gwsss-fast evaluate", Arguments.__doc__ or "")
+    if (options.cams is None) == (options.masks is None):
+        raise GwsssError("gwsss-fast evaluate needs one of --run DIR, --cams DIR and --masks DIR")
+    data = open_data(options.data)
+    split = data.splits.get(options.split)
+    if split is None:
+        raise GwsssError(f"{data.root} has no split {options.split}; it has {', '.join(data.splits)}")
+    unmasked = next((record for record in split.records if record.mask is None), None)
+    if unmasked is not None:
+        raise GwsssError(f"{unmasked.id} of split {options.split} has no mask to score against")
+    table = score_maps(split, options) if options.cams else score_masks(split, options)
+    Console().print(table)
+
+
+def evaluate(run: Run) -> None:
+    """Predict val into predictions/ID.png, and score it: metrics["segmentation"] and metrics["cam_val"]."""
+    split = run.data.validation
+    if split is None or not len(split):
+        run.note("evaluate: the data set has no validation images; nothing to predict")
+        return
+    confusion = predict_split(run, split)
+    if confusion is None:
+        run.note("evaluate: the validation images have no masks, so the predictions are not scored")
+        return
+    run.add_metrics(segmentation=mask_metrics(confusion, run.data.classes, run.config.evaluate.ignored_prediction))
+    if run.config.evaluate.val_maps and run.classifier_checkpoint.is_file():
+        score_validation_maps(run)
+
+
+def predict_split(run: Run, split: Split) -> np.ndarray | None:
+    """Write the predictions of `split`; the confusion matrix, None when masks are missing."""
+    options, classes = run.config.evaluate, len(run.data.classes) + 1
+    model = load_segmenter(run.config, run.segmenter_checkpoint, run.data.classes).to(run.device)
+    scored = all(record.mask is not None for record in split.records)
+    confusion = np.zeros((classes, classes), np.int64)
+    with Reporter("evaluate", len(split), console=run.console) as bar:
+        for record in split.records:
+            image = read_image(record.image)
+            with autocast(run.device, run.config.precision):
+                pixels = normalise(image).to(run.device)
+                probabilities = predict_probabilities(model, pixels, options.scales, options.flip)
+            scores = probabilities.float().cpu().numpy()
+            if options.crf:
+                scores = refine(scores, np.asarray(image), options.crf)
+            prediction = scores.argmax(0).astype(np.uint8)
+            save_mask(run.prediction_file(record), prediction)
+            if scored and record.mask is not None:
+                confusion += confusion_matrix(prediction, read_mask(record.mask, classes - 1), classes)
+            bar.advance()
+    return confusion if scored else None
+
+
+def mask_metrics(confusion: np.ndarray, classes: Sequence[str], policy: str) -> dict[str, Any]:
+    """Scores of a confusion matrix in percent, as they stand in metrics.json."""
+    scores = segmentation_scores(confusion)
+    names = ("background", *classes)
+    return {
+        "miou": 100 * scores.miou,
+        "iou": {name: 100 * float(value) for name, value in zip(names, scores.iou, strict=True)},
+        "accuracy": 100 * scores.accuracy,
+        "false_positives": 100 * scores.fp,
+        "false_negatives": 100 * scores.fn,
+        "ignored_prediction": policy,
+    }
+
+
+def score_maps(split: Split, options: Arguments) -> Table:
+    """Threshold sweep of the maps in a folder, and their mIoU after a CRF at the best threshold."""
+    files = _files(split, Path(str(options.cams)), ".npy")
+    sweeps = Sweeps(len(split.classes))
+    for record, path in zip(split.records, files, strict=True):
+        sweeps.update(load_maps(path), record)
+    table = Table("maps", "mIoU %", "best threshold", title=f"{options.cams} on {split.name} ({len(split)} images)")
+    metrics = sweeps.metrics()
+    for name, scores in metrics.items():
+        table.add_row(name, f"{scores['miou']:.2f}", f"{scores['best_threshold']:.2f}")
+    if options.crf:
+        threshold, classes = metrics["ensemble"]["best_threshold"], len(split.classes) + 1
+        confusion = np.zeros((classes, classes), np.int64)
+        for record, path in zip(split.records, files, strict=True):
+            cams, image = load_maps(path), np.asarray(read_image(record.image))
+            settings = PseudoOptions(threshold=threshold)
+            label = pseudo_label(
+                cams.ensemble, cams.keys, background="threshold", options=settings, crf=options.crf, image=image
+            )
+            confusion += confusion_matrix(label, _target(record, classes), classes)
+        table.add_row(f"ensemble + CRF {options.crf}", f"{100 * segmentation_scores(confusion).miou:.2f}", "")
+    return table
+
+
+def score_masks(split: Split, options: Arguments) -> Table:
+    """mIoU, coverage and each class of the masks in a folder."""
+    files, classes = _files(split, Path(str(options.masks)), ".png"), len(split.classes) + 1
+    confusion, covered = np.zeros((classes, classes), np.int64), []
+    for record, path in zip(split.records, files, strict=True):
+        mask = read_mask(path, classes - 1)
+        if options.crf:
+            mask = refine_labels(mask, np.asarray(read_image(record.image)), classes, options.crf)
+        covered.append(coverage(mask))
+        policy = options.ignored_prediction
+        confusion += confusion_matrix(mask, _target(record, classes), classes, ignored_prediction=policy)
+    metrics = mask_metrics(confusion, split.classes, options.ignored_prediction)
+    table = Table("masks", "%", title=f"{options.masks} on {split.name} ({len(split)} images)")
+    table.add_row("mIoU", f"{metrics['miou']:.2f}")
+    table.add_row(f"coverage (255 counts as {options.ignored_prediction})", f"{100 * float(np.mean(covered)):.2f}")
+    table.add_row("pixel accuracy", f"{metrics['accuracy']:.2f}")
+    for name, value in metrics["iou"].items():
+        table.add_row(f"  {name}", "-" if value != value else f"{value:.2f}")
+    return table
+
+
+def _target(record: Record, classes: int) -> np.ndarray:
+    assert record.mask is not None
+    return read_mask(record.mask, classes - 1)
+
+
+def _files(split: Split, folder: Path, suffix: str) -> list[Path]:
+    paths = [folder / f"{record.id}{suffix}" for record in split.records]
+    missing = missing_files(paths)
+    if missing:
+        raise GwsssError(f"{missing[0]} does not exist ({len(missing)} of {len(paths)} images of split {split.name})")
+    return paths
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""`python -m gwsss_fast.pseudo --run DIR`: pseudo labels from a run's maps, and their scores."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from gwsss_fast import cli
+from gwsss_fast.config import PseudoConfig
+from gwsss_fast.data.dataset import Record
+from gwsss_fast.data.images import read_image, read_mask, read_saliency
+from gwsss_fast.errors import GwsssError
+from gwsss_fast.evaluation.segmentation import confusion_matrix, coverage, segmentation_scores
+from gwsss_fast.labels.interchange import load_maps
+from gwsss_fast.labels.masks import save_mask
+from gwsss_fast.labels.pseudo import PseudoOptions, pseudo_label
+from gwsss_fast.training.logs import Reporter
+from gwsss_fast.training.runs import Run, missing_files
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return cli.run(lambda: _command(sys.argv[1:] if arguments is None else arguments))
+
+
+def _command(arguments: Sequence[str]) -> None:
+    _, run = cli.open_stage(cli.StageArguments, "pseudo", arguments)
+    cli.run_stage(run, "pseudo", make_pseudo_labels)
+    cli.print_summary(run)
+
+
+def make_pseudo_labels(run: Run) -> None:
+    """Write pseudo/ID.png of every image and metrics["pseudo"]."""
+    split, scoring, classes = run.map_split, run.data.scoring, len(run.data.classes) + 1
+    missing = missing_files([run.map_file(record) for record in split.records])
+    if missing:
+        raise GwsssError(f"maps {missing[0]} do not exist ({len(missing)} of {len(split)}); run stage cam first")
+    rule = background_rule(run)
+    scored = {record.id for record in scoring.records} if scoring else set()
+    confusion, covered = np.zeros((classes, classes), np.int64), []
+    with Reporter("pseudo", len(split), console=run.console) as bar:
+        for record in split.records:
+            label = label_of(run, record, rule)
+            save_mask(run.pseudo_file(record), label)
+            covered.append(coverage(label))
+            if record.id in scored and record.mask is not None:
+                target = read_mask(record.mask, classes - 1)
+                policy = run.config.evaluate.ignored_prediction
+                confusion += confusion_matrix(label, target, classes, ignored_prediction=policy)
+            bar.advance()
+    metrics = {"coverage": 100 * float(np.mean(covered)), "background": rule}
+    if scoring:
+        metrics = {"miou": 100 * segmentation_scores(confusion).miou, **metrics}
+    else:
+        run.note("pseudo: the training images have no masks, so the pseudo labels are not scored")
+    run.add_metrics(pseudo=metrics)
+
+
+def background_rule(run: Run) -> str:
+    """The configured rule; `auto` is saliency when every image has a saliency map, else threshold."""
+    rule = run.config.pseudo.background
+    if rule != "auto":
+        return rule
+    return "saliency" if all(record.saliency is not None for record in run.map_split.records) else "threshold"
+
+
+def label_of(run: Run, record: Record, rule: str) -> np.ndarray:
+    """The pseudo label (H, W) uint8 of one image from its stored maps."""
+    config = run.config.pseudo
+    cams = load_maps(run.map_file(record))
+    saliency = read_saliency(record.saliency) if rule == "saliency" and record.saliency else None
+    image = np.asarray(read_image(record.image)) if config.crf else None
+    return pseudo_label(
+        getattr(cams, config.readout),
+        cams.keys,
+        background=rule,
+        saliency=saliency,
+        options=pseudo_options(config),
+        crf=config.crf,
+        image=image,
+        name=str(record.image),
+    )
+
+
+def pseudo_options(config: PseudoConfig) -> PseudoOptions:
+    """The constants of the rules."""
+    return PseudoOptions(
+        threshold=config.threshold,
+        alpha=config.alpha,
+        missing_saliency=config.missing_saliency,
+        conflict=config.conflict,
+        salient=config.salient,
+        raise_above=config.raise_above,
+        min_foreground=config.min_foreground,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

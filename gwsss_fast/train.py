@@ -1,0 +1,142 @@
+"""`python -m gwsss_fast.train`: the main job, from images with tags to a segmentation network, scores and a report."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from gwsss_fast import cli
+from gwsss_fast.cam import make_maps
+from gwsss_fast.config import Config, check, load_config, write_config
+from gwsss_fast.errors import GwsssError
+from gwsss_fast.evaluate import evaluate
+from gwsss_fast.pseudo import make_pseudo_labels
+from gwsss_fast.report_run import write_report
+from gwsss_fast.training.classifier import train_classifier
+from gwsss_fast.training.runs import STAGES, Run
+from gwsss_fast.training.segmenter import train_segmenter
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Train on image-level labels: classifier, maps, pseudo labels, segmenter, scores and report."""
+
+    config: tyro.conf.FlagConversionOff[Annotated[Config, tyro.conf.arg(name="")]]
+    preset: str = "quick"
+    """Name of a preset, or a YAML file such as a run's config.yaml."""
+    stage: Literal["all", "classifier", "cam", "pseudo", "segmenter", "evaluate", "report"] = "all"
+    """Run this stage only."""
+    resume: bool = False
+    """Go on in an existing folder; finished stages are skipped."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return cli.run(lambda: _command(sys.argv[1:] if arguments is None else arguments))
+
+
+def _command(arguments: Sequence[str]) -> None:
+    options = read_arguments(arguments)
+    folder = choose_folder(options)
+    config = options.config
+    stored = (folder / "config.yaml").is_file()
+    run = cli.open_run(folder, config, verify=not stored)
+    if stored:
+        cli.refuse_changes(cli.stored_config(folder), config, folder, lambda stage: run.begun(stage))
+    bare = not folder.exists() or not any(folder.iterdir())
+    write_config(config, folder / "config.yaml")
+    run.note(f"run: {folder} on {run.device.type}")
+    try:
+        run_stages(run, STAGES if options.stage == "all" else (options.stage,), options.resume)
+    except (GwsssError, OSError):
+        if bare:
+            remove_if_bare(folder)
+        raise
+    cli.print_summary(run)
+
+
+def read_arguments(arguments: Sequence[str]) -> Arguments:
+    """The command line over its preset; with --resume, over the configuration of the run that goes on.
+
+    Raises GwsssError for an unknown preset, option or value.
+    """
+    preset, output = cli.peek(arguments, "--preset"), cli.peek(arguments, "--output")
+    base = preset or "quick"
+    if preset is None and output is not None and "--resume" in arguments:
+        stored = Path(output) / "config.yaml"
+        base = str(stored) if stored.is_file() else base
+    default = Arguments(config=load_config(base), preset=base)
+    options = cli.parse(Arguments, default, arguments, "gwsss-fast train", Arguments.__doc__ or "")
+    check(options.config, "command line")
+    return options
+
+
+def choose_folder(options: Arguments) -> Path:
+    """The run's folder. Raises GwsssError when it holds something and --resume is not given."""
+    if options.config.output is not None:
+        folder = Path(options.config.output)
+        if not options.resume or not folder.is_dir():
+            cli.refuse_existing(folder)
+        elif any(folder.iterdir()) and not (folder / "config.yaml").is_file():
+            raise GwsssError(f"output {folder} is not the folder of a run (no config.yaml); name another folder")
+        return folder
+    data = options.config.data.root
+    data = data if data == "embedded" else Path(data).resolve().name
+    preset = Path(options.preset).stem if options.preset.endswith((".yaml", ".yml")) else options.preset
+    stem = f"{preset.replace('/', '-')}-{data}-"
+    if options.resume:
+        earlier = sorted(path.parent for path in RUNS.glob(f"{stem}*/config.yaml"))
+        if earlier:
+            return earlier[-1]
+    return RUNS / f"{stem}{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def run_stages(run: Run, stages: Sequence[str], resume: bool) -> None:
+    """Run `stages` in order; with `resume`, a complete stage is skipped and a broken training goes on."""
+    for stage in stages:
+        if resume and run.complete(stage):
+            run.note(f"{stage}: done before, skipped")
+            continue
+        go_on = resume and not run.outdated(stage)
+        cli.run_stage(run, stage, stage_function(stage, go_on))
+
+
+def stage_function(stage: str, resume: bool) -> Callable[[Run], None]:
+    """What runs a stage."""
+
+    def classifier(run: Run) -> None:
+        run.add_metrics(initialised_from={"classifier": train_classifier(run, resume)})
+
+    def segmenter(run: Run) -> None:
+        run.add_metrics(initialised_from={"segmenter": train_segmenter(run, run.data.training, resume)})
+
+    functions: dict[str, Callable[[Run], None]] = {
+        "classifier": classifier,
+        "cam": make_maps,
+        "pseudo": make_pseudo_labels,
+        "segmenter": segmenter,
+        "evaluate": evaluate,
+        "report": write_report,
+    }
+    return functions[stage]
+
+
+def remove_if_bare(folder: Path) -> None:
+    """Remove a new run's folder that holds nothing but its configuration."""
+    if [path.name for path in folder.rglob("*")] == ["config.yaml"]:
+        (folder / "config.yaml").unlink()
+        folder.rmdir()
+        if folder.parent == RUNS and not any(RUNS.iterdir()):
+            RUNS.rmdir()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
