@@ -1,0 +1,46 @@
+"""What tests of several rooms share: a data set of VOC layout that is drawn in a moment."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+COLOURS = {1: (200, 40, 40), 2: (40, 180, 60), 3: (50, 60, 210)}
+
+
+def draw_voc(root: Path, train: int = 12, val: int = 4, side: int = 48) -> Path:
+    """Coloured squares on noise, three classes, one or two of them an image; with masks and saliency."""
+    rng = np.random.default_rng(0)
+    for folder in ("JPEGImages", "SegmentationClass", "Saliency", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    (root / "classes.txt").write_text("red\ngreen\nblue\n")
+    names = [f"image_{number:03d}" for number in range(train + val)]
+    for number, name in enumerate(names):
+        image = rng.integers(90, 150, (side, side, 3), dtype=np.uint8)
+        mask = np.zeros((side, side), np.uint8)
+        for label in {1 + number % 3, 1 + (number // 2) % 3}:
+            y, x = rng.integers(0, side // 2, 2)
+            mask[y : y + side // 3, x : x + side // 3] = label
+        for label in np.unique(mask[mask > 0]):
+            image[mask == label] = COLOURS[int(label)]
+        Image.fromarray(image).save(root / "JPEGImages" / f"{name}.jpg", quality=95)
+        Image.fromarray(mask).save(root / "SegmentationClass" / f"{name}.png")
+        Image.fromarray((mask > 0).astype(np.uint8) * 255).save(root / "Saliency" / f"{name}.png")
+    lists = root / "ImageSets" / "Segmentation"
+    (lists / "train_aug.txt").write_text("\n".join(names[:train]) + "\n")
+    (lists / "train.txt").write_text("\n".join(names[: train // 2]) + "\n")
+    (lists / "val.txt").write_text("\n".join(names[train:]) + "\n")
+    return root
+
+
+@pytest.fixture
+def small_voc(tmp_path: Path) -> Path:
+    """A fresh small data set, free to be damaged: 12 training images (6 of them with scored masks), 4 for val."""
+    return draw_voc(tmp_path / "small_voc")
+
+
+@pytest.fixture(scope="session")
+def shared_voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, drawn once for all tests; not to be changed."""
+    return draw_voc(tmp_path_factory.mktemp("shared") / "small_voc")

@@ -1,0 +1,123 @@
+"""Checkpoints: safe to read, whole or not there, and refused with reason when they do not fit."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gwsss_fast.errors import GwsssError
+from gwsss_fast.training.checkpoints import (
+    check_classes,
+    check_finite,
+    load_checkpoint,
+    random_states,
+    restore_model,
+    restore_random_states,
+    save_checkpoint,
+)
+
+
+def draws() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
+
+
+def test_random_states_come_back_through_a_file_read_with_weights_only(tmp_path: Path) -> None:
+    draws()
+    random.gauss(0, 1)
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"model": {}, "random": random_states()})
+    expected = [draws(), draws()]
+    restore_random_states(torch.load(path, weights_only=True)["random"])
+    assert [draws(), draws()] == expected
+
+
+def test_a_failing_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"model": {}, "step": 1})
+
+    def full(content: object, target: Path) -> None:
+        Path(target).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(GwsssError, match="No space left on device"):
+        save_checkpoint(path, {"model": {}, "step": 2})
+    assert load_checkpoint(path)["step"] == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_pytorchs_own_write_error_is_reported_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(content: object, target: Path) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0\nstack")
+
+    monkeypatch.setattr(torch, "save", broken)
+    with pytest.raises(GwsssError, match="unexpected pos"):
+        save_checkpoint(tmp_path / "last.pt", {"model": {}})
+    assert not list(tmp_path.iterdir())
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (print, ("executed",))
+
+
+def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "evil.pt"
+    torch.save({"model": Evil()}, path)
+    with pytest.raises(GwsssError, match=r"evil\.pt is damaged or not a checkpoint"):
+        load_checkpoint(path)
+    assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"", "damaged"), (b"PK\x03\x04 truncated", "damaged"), (None, "does not exist")],
+)
+def test_a_file_that_is_none_is_named(content: bytes | None, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(GwsssError, match=words):
+        load_checkpoint(path)
+
+
+def test_other_contents_and_formats_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    torch.save({"weights": {}}, path)
+    with pytest.raises(GwsssError, match="no `model`"):
+        load_checkpoint(path)
+    torch.save({"model": {}, "format": 99}, path)
+    with pytest.raises(GwsssError, match="format 99"):
+        load_checkpoint(path)
+
+
+def test_a_model_of_another_shape_is_refused_untouched() -> None:
+    model = nn.Linear(3, 2)
+    before = model.weight.clone()
+    with pytest.raises(GwsssError, match=r"weight has shape \(4, 3\), the model needs \(2, 3\)"):
+        restore_model(model, {"model": nn.Linear(3, 4).state_dict()}, "x.pt")
+    with pytest.raises(GwsssError, match="lacks bias"):
+        restore_model(model, {"model": nn.Linear(3, 2, bias=False).state_dict()}, "x.pt")
+    with pytest.raises(GwsssError, match="holds extra"):
+        restore_model(model, {"model": {**nn.Linear(3, 2).state_dict(), "extra": torch.zeros(1)}}, "x.pt")
+    assert torch.equal(model.weight, before)
+
+
+def test_other_classes_are_refused() -> None:
+    check_classes({"classes": ["cat", "dog"]}, ("cat", "dog"), "x.pt")
+    with pytest.raises(GwsssError, match="trained for 2 classes"):
+        check_classes({"classes": ["cat", "dog"]}, ("cat", "dog", "cow"), "x.pt")
+    with pytest.raises(GwsssError, match="class 2 is dog, in the data set it is cow"):
+        check_classes({"classes": ["cat", "dog"]}, ("cat", "cow"), "x.pt")
+
+
+def test_a_weight_that_is_not_finite_is_named() -> None:
+    model = nn.Linear(2, 1)
+    check_finite(model, "classifier, step 3")
+    with torch.no_grad():
+        model.bias[0] = float("nan")
+    with pytest.raises(GwsssError, match="classifier, step 3: bias is not finite"):
+        check_finite(model, "classifier, step 3")
