@@ -62,6 +62,8 @@ class GroupGNN(nn.Module):
         tied: score projections start equal and orthogonal, so scores begin as similarity of content; the values of
             the self edge and the candidate of the update start as the identity, on the features' own axes.
         gate_bias: start value of the update gate's bias; negative values open the graph gradually.
+        message_gradient: let the losses reach the senders' features through the messages. Without it the messages
+            read the features and shape none of them.
         self_edge: with the self-attention edge of Eq. 6.
         edge_supervision: with edge logits (Eq. 14 to 17) while training.
         backend: backend of the operations ("auto" or one of `ops.BACKENDS`).
@@ -87,6 +89,7 @@ class GroupGNN(nn.Module):
         drop_scale: str = "preserve",
         drop_per_node: bool = False,
         drop_eval: str = "identity",
+        message_gradient: bool = True,
         self_edge: bool = True,
         edge_supervision: bool = True,
         backend: str = "auto",
@@ -96,6 +99,7 @@ class GroupGNN(nn.Module):
         if steps < 0:
             raise GwsssError(f"steps is {steps}; choose 0 (no group-wise learning) or more")
         self.in_channels, self.num_classes, self.steps, self.backend = in_channels, num_classes, steps, backend
+        self.message_gradient = message_gradient
         self.initial_readout = nn.Linear(in_channels, num_classes)
         if steps == 0:
             return
@@ -138,9 +142,10 @@ class GroupGNN(nn.Module):
 
     def _step(self, g: Tensor, size: torch.Size) -> Tensor:
         """One round of Eq. 8 and 2 on the nodes (B, K, N, C)."""
-        message = self.co_attention(g)
+        senders = g if self.message_gradient else g.detach()
+        message = self.co_attention(senders)
         if self.self_edge is not None:
-            message = message + self.self_edge(g)
+            message = message + self.self_edge(senders)
         state = self.update(_images(message, size).flatten(0, 1), _images(g, size).flatten(0, 1))
         return state.permute(0, 2, 3, 1).reshape(g.shape)
 

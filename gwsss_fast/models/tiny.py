@@ -11,7 +11,8 @@ class Tiny(Backbone):
     """Five 3x3 convolutions, three of stride 2: (B, 3, H, W) -> (B, 128, ceil(H / 8), ceil(W / 8)).
 
     One output sees 47x47 pixels: enough for a part of an object, too little to name a class from the whole scene, which
-    keeps the activation maps of so small a network local.
+    keeps the activation maps of so small a network local. Group norm, not batch norm: the images of a group share their
+    labels, so statistics over the batch would tell the class while training and mislead without it.
     """
 
     out_channels = 128
@@ -25,7 +26,7 @@ class Tiny(Backbone):
         for channels, stride in ((32, 2), (64, 2), (96, 2), (128, 1), (128, 1)):
             layers += [
                 nn.Conv2d(previous, channels, 3, stride=stride, padding=1, bias=False),
-                nn.BatchNorm2d(channels),
+                nn.GroupNorm(8, channels),
                 nn.ReLU(inplace=True),
             ]
             previous = channels

@@ -152,6 +152,9 @@ def test_resnet38_equals_its_description():
 def test_tiny_sees_47_pixels():
     model = build_backbone("tiny").eval()
     assert model.initialised_from == "random"
+    for i, layer in enumerate(model.features):
+        if isinstance(layer, nn.GroupNorm):  # its statistics see the whole map; the convolutions see 47 pixels
+            model.features[i] = nn.Identity()
     image = torch.randn(1, 3, 128, 128, requires_grad=True)
     features = model(image)
     assert features.min() == 0
@@ -160,10 +163,17 @@ def test_tiny_sees_47_pixels():
     assert (int(rows.min()), int(rows.max())) == (64 - 23, 64 + 23)
 
 
+def test_tiny_gives_an_image_the_same_features_in_any_company():
+    model = build_backbone("tiny").train()
+    images = torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(model(images)[:1], model(images[:1]))
+
+
 def test_frozen_batch_norm_stays_frozen():
-    model = build_backbone("tiny")
-    assert freeze_batch_norm(model) == 5
-    assert freeze_batch_norm(model) == 5  # twice does no harm
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4))
+    assert freeze_batch_norm(model) == 2
+    assert freeze_batch_norm(model) == 2  # twice does no harm
+    keys = set(model.state_dict())
     for network in (model.train(), copy.deepcopy(model).train()):
         before = {key: x.clone() for key, x in network.state_dict().items()}
         network(torch.randn(4, 3, 32, 32)).sum().backward()
@@ -174,8 +184,8 @@ def test_frozen_batch_norm_stays_frozen():
                 assert layer.bias.grad is None
         assert all(torch.equal(x, before[key]) for key, x in network.state_dict().items())
         assert network.training
-        assert network.features[0].weight.grad is not None
-    assert model.state_dict().keys() == build_backbone("tiny").state_dict().keys()
+        assert network[0].weight.grad is not None
+    assert set(model.state_dict()) == keys
 
 
 def test_evaluating_gives_every_mode_back():
