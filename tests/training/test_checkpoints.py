@@ -21,7 +21,7 @@ from gwsss_fast.training.checkpoints import (
 
 
 def draws() -> tuple[float, float, float]:
-    return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
 
 
 def test_random_states_come_back_through_a_file_read_with_weights_only(tmp_path: Path) -> None:
