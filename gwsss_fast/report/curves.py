@@ -10,6 +10,8 @@ from gwsss_fast.report.plots import bar_plot, line_plot
 from gwsss_fast.report.run_folder import Log, Missing, RunFolder
 
 READOUTS = ("initial", "graph", "ensemble")
+# Maps on val, scored to compare the segmentation network with: key in metrics["cam_val"] -> name.
+ON_VAL = {"tags": "ensemble on val, true tags", "predicted": "ensemble on val, predicted tags"}
 THRESHOLD_STEP = 0.01
 # Columns that only say where a row stands.
 POSITIONS = {"step", "epoch", "iteration", "time", "seconds"}
@@ -62,6 +64,10 @@ def threshold_sweep(run: RunFolder) -> dict[str, Any]:
         if miou is not None and threshold is not None:
             marks[readout] = (float(threshold), float(miou))
         rows.append({"readout": readout, "miou": miou, "threshold": threshold})
+    for key, name in ON_VAL.items():
+        scores = run.metric("cam_val", key)
+        if isinstance(scores, dict):
+            rows.append({"readout": name, "miou": scores.get("miou"), "threshold": scores.get("best_threshold")})
     if not lines:
         raise Missing("the maps were not scored: the scoring split has no masks, or the stage was not run")
     svg = line_plot(

@@ -21,6 +21,10 @@ METRICS: dict[str, Any] = {
         "graph": {"miou": 44.567, "best_threshold": 0.03, "curve": [6.0, 25.0, 40.0, 44.567, 33.0]},
         "ensemble": {"miou": 46.891, "best_threshold": 0.03, "curve": [7.0, 26.0, 42.0, 46.891, 35.0]},
     },
+    "cam_val": {
+        "tags": {"miou": 43.5, "best_threshold": 0.02, "curve": [1.0, 2.0, 43.5]},
+        "predicted": {"miou": 42.25, "best_threshold": 0.01, "curve": [1.0, 42.25, 3.0]},
+    },
     "pseudo": {"miou": 51.017, "coverage": 93.46},
     "segmentation": {
         "miou": 58.349,

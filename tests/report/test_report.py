@@ -164,8 +164,15 @@ def test_numbers_are_those_of_the_metrics(page: Page) -> None:
         ["bar $x$", NOTHING],
         ["mean", "58.3%"],
     ]
-    assert [row[0] for row in page.rows["sweep"][1:]] == ["initial", "graph", "ensemble"]
-    assert [value for value, _ in page.values["sweep"]] == [41.234, 0.03, 44.567, 0.03, 46.891, 0.03]
+    assert [row[0] for row in page.rows["sweep"][1:]] == [
+        "initial",
+        "graph",
+        "ensemble",
+        "ensemble on val, true tags",
+        "ensemble on val, predicted tags",
+    ]
+    swept = [value for value, _ in page.values["sweep"]]
+    assert swept == [41.234, 0.03, 44.567, 0.03, 46.891, 0.03, 43.5, 0.02, 42.25, 0.01]
     assert "5 min 20 s" in page.text["times"]
 
 
