@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -152,7 +153,7 @@ def test_the_authors_code_preset_sets_every_option_of_its_column() -> None:
     assert stage.color_jitter > 0
 
 
-ROWS = {
+ROWS: dict[str, dict[str, Any]] = {
     "no-group": {"model.steps": 0, "classifier.sampling": "random", "classifier.loss_weights": (1.0, 0.0, 0.0)},
     "no-dropout": {"model.graph_dropout": False},
     "k-2": {"classifier.group_size": 2},

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,13 +15,13 @@ from gwsss_fast.training.loop import Trainer
 from gwsss_fast.training.schedules import constant, poly, step_decay, warm_up
 
 
-def make_trainer(folder: Path, total: int = 10, **options: object) -> Trainer:
+def make_trainer(folder: Path, total: int = 10, **options: Any) -> Trainer:
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     return Trainer(
         "toy", model, optimizer, poly(total, 0.9), total, 4, folder / "last.pt", folder, torch.device("cpu"), **options
-    )  # type: ignore[arg-type]
+    )
 
 
 def batches(start: int) -> Iterator[Tensor]:
