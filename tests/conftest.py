@@ -1,10 +1,14 @@
 """What tests of several rooms share: a data set of VOC layout that is drawn in a moment."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from gwsss_fast.data import embedded
+from tests.command_line import run_train
 
 COLOURS = {1: (200, 40, 40), 2: (40, 180, 60), 3: (50, 60, 210)}
 
@@ -44,3 +48,18 @@ def small_voc(tmp_path: Path) -> Path:
 def shared_voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, drawn once for all tests; not to be changed."""
     return draw_voc(tmp_path_factory.mktemp("shared") / "small_voc")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(data, run): a complete run on a small embedded data set. Not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    data = embedded.build_embedded(folder, train=10, val=3, size=64)
+    assert run_train(data, folder / "run") == 0
+    return data, folder / "run"
+
+
+@pytest.fixture
+def copied(finished: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    shutil.copytree(finished[1], tmp_path / "run")
+    return finished[0], tmp_path / "run"

@@ -90,6 +90,8 @@ class ModelConfig:
     """Start with P = Q orthogonal, and with identities where Eq. 6 and the update map features to features."""
     gate_bias: float | None = None
     """Initial bias of the update gate; negative = opens gradually."""
+    message_gradient: bool | None = None
+    """Let the losses reach the senders' features through the messages."""
     self_edge: bool | None = None
     """Use the self edge (Eq. 6)."""
     edge_supervision: bool | None = None

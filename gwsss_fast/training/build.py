@@ -28,6 +28,7 @@ GRAPH_OPTIONS = (
     "aggregate",
     "tied",
     "gate_bias",
+    "message_gradient",
     "self_edge",
     "edge_supervision",
 )
