@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.layers import CoAttention, ConvGRU, EdgeReadout, GraphDropout, SelfEdge
 from gwsss_fast.ops import backend as use_backend
+
+NODE_SCALES = ("unit", "literal")
 
 
 @dataclass
@@ -58,10 +61,13 @@ class GroupGNN(nn.Module):
         gru_kernel_size: 1 or 3.
         reverse: "transpose" (E_ji = E_ij^T) or "directed".
         score: "bilinear" (Eq. 5) or "cosine", both factors of unit length and multiplied by `temperature`.
+        centred: cosine scores of the factors less their mean over the group.
         aggregate: "sum" over the other images (Eq. 8) or "mean".
         tied: score projections start equal and orthogonal, so scores begin as similarity of content; the values of
             the self edge and the candidate of the update start as the identity, on the features' own axes.
         gate_bias: start value of the update gate's bias; negative values open the graph gradually.
+        node_scale: "unit" divides a node by its root mean square before the first step and multiplies it back after the
+            last, so that the update's tanh meets features of one size whatever the backbone; "literal" does not.
         message_gradient: let the losses reach the senders' features through the messages. Without it the messages
             read the features and shape none of them.
         self_edge: with the self-attention edge of Eq. 6.
@@ -83,12 +89,14 @@ class GroupGNN(nn.Module):
         reverse: str = "transpose",
         score: str = "cosine",
         temperature: float = 15.0,
+        centred: bool = True,
         aggregate: str = "mean",
         tied: bool = True,
         gate_bias: float = -2.0,
         drop_scale: str = "preserve",
         drop_per_node: bool = False,
         drop_eval: str = "identity",
+        node_scale: str = "unit",
         message_gradient: bool = True,
         self_edge: bool = True,
         edge_supervision: bool = True,
@@ -99,18 +107,17 @@ class GroupGNN(nn.Module):
         if steps < 0:
             raise GwsssError(f"steps is {steps}; choose 0 (no group-wise learning) or more")
         self.in_channels, self.num_classes, self.steps, self.backend = in_channels, num_classes, steps, backend
-        self.message_gradient = message_gradient
+        self.message_gradient, self.node_scale = message_gradient, _one_of("node_scale", node_scale, NODE_SCALES)
         self.initial_readout = nn.Linear(in_channels, num_classes)
         if steps == 0:
             return
         rank = max(in_channels // reduction, 1)
-        self.co_attention = CoAttention(
-            in_channels, rank, reverse=reverse, score=score, temperature=temperature, aggregate=aggregate, tied=tied
-        )
-        self.self_edge = (
-            SelfEdge(in_channels, rank, score=score, temperature=temperature, tied=tied) if self_edge else None
-        )
-        self.update = ConvGRU(in_channels, gru_kernel_size, gate_bias=gate_bias, content=tied)
+        scores: dict[str, Any] = {"score": score, "temperature": temperature, "centred": centred, "tied": tied}
+        self.co_attention = CoAttention(in_channels, rank, reverse=reverse, aggregate=aggregate, **scores)
+        self.self_edge = SelfEdge(in_channels, rank, **scores) if self_edge else None
+        # Eq. 8 adds up to three messages of a feature's size: the others' mean, the self-attention, its residual.
+        content = 1 / (3 if self_edge else 1) if tied else 0.0
+        self.update = ConvGRU(in_channels, gru_kernel_size, gate_bias=gate_bias, content=content)
         self.dropout = None
         if drop_rate is not None:
             self.dropout = GraphDropout(
@@ -132,10 +139,13 @@ class GroupGNN(nn.Module):
         initial_logits, initial_maps = _read(self.initial_readout, g, size)
         if self.steps == 0:
             return GroupOutput(initial_logits, initial_logits, None, initial_maps, initial_maps, _images(g, size))
+        scale = _root_mean_square(g.detach()) if self.node_scale == "unit" else None
+        g = g if scale is None else g / scale
         for step in range(1, self.steps + 1):
             g = self._step(g, size)
             if self.dropout is not None and step < self.steps:
                 g = self.dropout(g)
+        g = g if scale is None else g * scale
         logits, maps = _read(self.readout, g, size)
         edge_logits = self.edges(g) if self.edges is not None and self.training else None
         return GroupOutput(logits, initial_logits, edge_logits, maps, initial_maps, _images(g, size))
@@ -168,7 +178,9 @@ class GroupGNN(nn.Module):
         """
         if self.steps == 0:
             raise GwsssError("attention_rows: this model has steps = 0, so it has no co-attention")
-        return self.co_attention.rows(self._nodes(features), receiver)[0]
+        g = self._nodes(features)
+        g = g / _root_mean_square(g) if self.node_scale == "unit" else g
+        return self.co_attention.rows(g, receiver)[0]
 
 
 def _images(g: Tensor, size: torch.Size) -> Tensor:
@@ -180,6 +192,18 @@ def _read(readout: nn.Linear, g: Tensor, size: torch.Size) -> tuple[Tensor, Tens
     """Logits (B, K, L) and maps (B, K, L, H, W) of Eq. 9 or 10."""
     maps = readout(g)
     return maps.mean(2), _images(maps, size)
+
+
+def _root_mean_square(g: Tensor) -> Tensor:
+    """Of each node (B, K, N, C), (B, K, 1, 1) in its dtype; never zero."""
+    wide = g.to(torch.promote_types(g.dtype, torch.float32))
+    return wide.square().mean((2, 3), keepdim=True).sqrt().clamp_min(1e-6).to(g.dtype)
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise GwsssError(f"{name} is {value!r}; choose from {', '.join(choices)}")
+    return value
 
 
 def _check_sizes(**sizes: int) -> None:

@@ -9,15 +9,23 @@ from gwsss_fast.layers.scores import check_score, scored, tie
 class SelfEdge(nn.Module):
     """softmax(f(g) k(g)^T) h(g) + g, with 1x1 convolutions f, k: C -> D and h: C -> C.
 
-    score, temperature: as in `CoAttention`. tied: f = k orthogonal and h the identity at the start, so that the message
-    begins as an average of similar positions on the features' own scale.
+    score, temperature, centred: as in `CoAttention`. tied: f = k orthogonal and h the identity at the start, so that
+    the message begins as an average of similar positions on the features' own scale.
     """
 
     def __init__(
-        self, channels: int, rank: int, *, score: str = "bilinear", temperature: float = 1.0, tied: bool = False
+        self,
+        channels: int,
+        rank: int,
+        *,
+        score: str = "bilinear",
+        temperature: float = 1.0,
+        centred: bool = False,
+        tied: bool = False,
     ) -> None:
         super().__init__()
         self.score, self.temperature = check_score(score), temperature
+        self.centred = centred
         self.f = nn.Linear(channels, rank)
         self.k = nn.Linear(channels, rank)
         self.h = nn.Linear(channels, channels)
@@ -28,4 +36,4 @@ class SelfEdge(nn.Module):
 
     def forward(self, g: Tensor) -> Tensor:
         """g: (B, K, N, C). Returns (B, K, N, C)."""
-        return ops.attention(*scored(self.f(g), self.k(g), self.score, self.temperature), self.h(g)) + g
+        return ops.attention(*scored(self.f(g), self.k(g), self.score, self.temperature, self.centred), self.h(g)) + g

@@ -13,8 +13,9 @@ AGGREGATES = ("sum", "mean")
 class CoAttention(nn.Module):
     """Messages from the other images of the group.
 
-    channels: C. rank: D, the width of P and Q. reverse, score, temperature: see `GroupGNN`. aggregate: "sum" over the
-    K - 1 senders (Eq. 8) or their "mean". tied: P = Q orthogonal at the start. Raises GwsssError for a bad option.
+    channels: C. rank: D, the width of P and Q. reverse, score, temperature, centred: see `GroupGNN`. aggregate: "sum"
+    over the K - 1 senders (Eq. 8) or their "mean". tied: P = Q orthogonal at the start. Raises GwsssError for a bad
+    option.
     """
 
     def __init__(
@@ -25,6 +26,7 @@ class CoAttention(nn.Module):
         reverse: str = "transpose",
         score: str = "bilinear",
         temperature: float = 1.0,
+        centred: bool = False,
         aggregate: str = "sum",
         tied: bool = False,
     ) -> None:
@@ -34,6 +36,7 @@ class CoAttention(nn.Module):
         if aggregate not in AGGREGATES:
             raise GwsssError(f"aggregate is {aggregate!r}; choose from {', '.join(AGGREGATES)}")
         self.reverse, self.score, self.temperature = reverse, check_score(score), temperature
+        self.centred = centred
         self.aggregate = aggregate
         self.p = nn.Linear(channels, rank, bias=False)
         self.q = nn.Linear(channels, rank, bias=False)
@@ -42,7 +45,7 @@ class CoAttention(nn.Module):
 
     def factors(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """p and q of the nodes g (B, K, N, C), each (B, K, N, D)."""
-        return scored(self.p(g), self.q(g), self.score, self.temperature)
+        return scored(self.p(g), self.q(g), self.score, self.temperature, self.centred)
 
     def forward(self, g: Tensor) -> Tensor:
         """g: (B, K, N, C). Returns the messages (B, K, N, C); zeros for K = 1."""

@@ -16,13 +16,17 @@ def check_score(score: str) -> str:
     return score
 
 
-def scored(left: Tensor, right: Tensor, score: str, temperature: float) -> tuple[Tensor, Tensor]:
-    """The factors whose product is the score: as they are, or of unit length with the temperature on the left.
+def scored(left: Tensor, right: Tensor, score: str, temperature: float, centred: bool) -> tuple[Tensor, Tensor]:
+    """The factors (B, K, N, D) whose product is the score: as they are, or of unit length, `temperature` on the left.
 
-    Normalising here keeps every kernel the same: it only ever sees a plain product.
+    centred: subtract each factor's mean over its group first. Features that are never negative all point the same way;
+    without their mean, cosine tells positions apart whatever the backbone. Normalising here keeps every kernel the
+    same: it only ever sees a plain product.
     """
     if score == "bilinear":
         return left, right
+    if centred:
+        left, right = (x - x.mean((1, 2), keepdim=True) for x in (left, right))
     return F.normalize(left, dim=-1) * temperature, F.normalize(right, dim=-1)
 
 

@@ -3,10 +3,13 @@
 import torch
 from torch import Tensor
 
-from gwsss_fast import reference
+from gwsss_fast import aten, reference
 from gwsss_fast.ops import dispatch
 
 dispatch.register("conv_gru", "reference", dispatch.Kernel(reference.conv_gru, reference.conv_gru_backward))
+dispatch.register(
+    "conv_gru", "aten", dispatch.Kernel(aten.conv_gru, aten.conv_gru_backward, refuse=aten.refuse_conv_gru)
+)
 
 
 def _node_layout(x: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ class Kernel(NamedTuple):
 def _kernels(
     image: Tensor, sxy_gaussian: float, w_gaussian: float, sxy_bilateral: float, srgb: float, w_bilateral: float
 ) -> list[Kernel]:
-    position = _positions(*image.shape[:2], image.device)
+    position = _positions(image.shape[0], image.shape[1], image.device)
     colour = image.reshape(-1, 3).float()
     features = [
         (w_gaussian, lambda: position / sxy_gaussian),

@@ -22,6 +22,8 @@ class Options:
     drop_rate: float = 0.8
     drop_threshold: float = 0.7
     keep_scale: bool = False
+    centred: bool = False
+    unit_nodes: bool = False
 
 
 def to_positions(x: np.ndarray) -> np.ndarray:
@@ -57,10 +59,20 @@ def root_mean_square(node: np.ndarray) -> float:
     return math.sqrt(math.fsum(squares) / len(squares))
 
 
+def less_group_mean(x: np.ndarray) -> np.ndarray:
+    """(B,K,N,D) less the mean over all nodes and positions of its group."""
+    out = np.zeros_like(x)
+    for b, i, n, d in np.ndindex(x.shape):
+        out[b, i, n, d] = x[b, i, n, d] - math.fsum(x[b, :, :, d].ravel().tolist()) / x[b, :, :, d].size
+    return out
+
+
 def scored(receiver: np.ndarray, sender: np.ndarray, options: Options) -> tuple[np.ndarray, np.ndarray]:
     """Factors of the scores: as they are, or for cosine scores of unit length with the temperature on one side."""
     if options.temperature is None:
         return receiver, sender
+    if options.centred:
+        receiver, sender = less_group_mean(receiver), less_group_mean(sender)
     return options.temperature * unit_rows(receiver), unit_rows(sender)
 
 
@@ -94,14 +106,18 @@ def group_reasoning(features: np.ndarray, weights: Weights, options: Options) ->
     """g^T from g^0, both (B,K,C,H,W); dropout follows every step but the last."""
     groups, nodes, channels, height, width = features.shape
     flat = (groups * nodes, channels, height, width)
-    state = features
+    sizes = np.ones((groups, nodes, 1, 1, 1))
+    if options.unit_nodes:
+        for b, i in np.ndindex(groups, nodes):
+            sizes[b, i] = root_mean_square(to_positions(features)[b, i])
+    state = features / sizes
     for step in range(options.steps):
         m = to_maps(message(to_positions(state), weights, options), height, width)
         state = conv_gru(m.reshape(flat), state.reshape(flat), weights["update.weight"], weights["update.bias"])
         state = state.reshape(features.shape)
         if options.r is not None and step < options.steps - 1:
             state = to_maps(dropped(to_positions(state), options), height, width)
-    return state
+    return state * sizes
 
 
 def readout(g: np.ndarray, weights: Weights, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gwsss_fast import ops
+from gwsss_fast.ops import dispatch
 
 SHAPES = [(2, 3, 3, 2, 6, 3), (1, 1, 1, 1, 4, 1), (1, 2, 1, 1, 5, 2), (2, 4, 5, 7, 20, 5)]
 
@@ -96,8 +97,10 @@ def case_id(case: Case) -> str:
 
 
 def usable(case: Case) -> list[str]:
-    """Backends that can run this operation here."""
-    return [name for name, state in ops.available()[case.name].items() if state]
+    """Backends that can run this case here."""
+    tensors = case.tensors(dense, SHAPES[0], torch.float32, 0)
+    names = [name for name, state in ops.available()[case.name].items() if state]
+    return [name for name in names if dispatch.kernel(case.name, name).refuse(*tensors) is None]
 
 
 def outputs(case: Case, tensors: list[Tensor]) -> tuple[Tensor, ...]:

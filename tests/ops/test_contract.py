@@ -129,6 +129,12 @@ def test_backend_names_are_checked() -> None:
             pass
 
 
+def test_a_forced_backend_that_cannot_take_the_inputs_says_why() -> None:
+    x, weight = torch.zeros(1, 2, 3, 3), torch.zeros(6, 4, 3, 3)
+    with ops.backend("aten"), pytest.raises(GwsssError, match="kernel 1, not 3"):
+        ops.conv_gru(x, x, weight, torch.zeros(6))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
