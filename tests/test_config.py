@@ -125,6 +125,7 @@ def test_the_paper_preset_is_literal() -> None:
         "aggregate": "sum",
         "tied": False,
         "gate_bias": 0.0,
+        "node_scale": "literal",
         "message_gradient": True,
         "self_edge": True,
         "edge_supervision": True,

@@ -84,12 +84,16 @@ class ModelConfig:
     """Edge score."""
     temperature: float | None = None
     """Factor on cosine scores."""
+    centred: bool | None = None
+    """Cosine scores of the factors less their mean over the group."""
     aggregate: Literal["sum", "mean"] | None = None
     """Messages of the K-1 neighbours are summed or averaged."""
     tied: bool | None = None
     """Start with P = Q orthogonal, and with identities where Eq. 6 and the update map features to features."""
     gate_bias: float | None = None
     """Initial bias of the update gate; negative = opens gradually."""
+    node_scale: Literal["unit", "literal"] | None = None
+    """Divide nodes by their root mean square for the message passing, or leave them as they are."""
     message_gradient: bool | None = None
     """Let the losses reach the senders' features through the messages."""
     self_edge: bool | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,11 @@ from gwsss_fast.models.group_classifier import GroupClassifier
 from gwsss_fast.training.checkpoints import check_classes, load_checkpoint, restore_model
 
 MOST_CHANNELS = 512  # wider backbones are projected to this unless graph_channels says otherwise
-GRAPH_OPTIONS = (
-    "steps",
-    "reduction",
-    "drop_rate",
-    "drop_threshold",
-    "drop_scale",
-    "drop_per_node",
-    "drop_eval",
-    "gru_kernel_size",
-    "reverse",
-    "score",
-    "temperature",
-    "aggregate",
-    "tied",
-    "gate_bias",
-    "message_gradient",
-    "self_edge",
-    "edge_supervision",
+# Fields of the model section that are arguments of GroupGNN under the same name.
+GRAPH_OPTIONS = tuple(
+    field.name
+    for field in fields(ModelConfig)
+    if field.name not in ("backbone", "weights", "graph_channels", "graph_dropout")
 )
 
 
