@@ -17,6 +17,7 @@ from PIL import Image
 
 from gwsss_fast.data.embedded_scene import Scene, plan_split, render
 from gwsss_fast.data.embedded_shapes import THINGS
+from gwsss_fast.data.palette import voc_palette
 from gwsss_fast.errors import GwsssError
 
 VERSION = 1
@@ -117,11 +118,3 @@ def _write_scene(root: Path, name: str, scene: Scene) -> np.ndarray:
     vector = np.zeros(len(CLASSES), np.float32)
     vector[[value - 1 for value in np.unique(mask) if 0 < value < 255]] = 1
     return vector
-
-
-def voc_palette() -> np.ndarray:
-    """The 256 colours of PASCAL VOC masks, (256, 3) uint8: the bits of the index spread over the channels."""
-    index = np.arange(256)[:, None]
-    channel = np.arange(3)[None, :]
-    colours = sum(((index >> (3 * k + channel)) & 1) << (7 - k) for k in range(8))
-    return np.asarray(colours, np.uint8)

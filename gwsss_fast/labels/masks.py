@@ -5,20 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from PIL import Image
 
+from gwsss_fast.data.palette import voc_palette
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.files import atomic_path
-
-
-def voc_palette() -> NDArray[np.uint8]:
-    """(256, 3) RGB: bit 3 k + c of the index is bit 7 - k of channel c, so neighbouring classes differ strongly."""
-    index = np.arange(256)[:, None]
-    colours = np.zeros((256, 3), dtype=np.int64)
-    for k in range(3):
-        colours |= (index >> (3 * k + np.arange(3)) & 1) << (7 - k)
-    return colours.astype(np.uint8)
 
 
 def save_mask(path: str | Path, mask: ArrayLike) -> None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gwsss_fast.data.images import IGNORE
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.labels.crf import crf_preset, refine, refine_labels
 
-IGNORE = 255
 BACKGROUNDS = ("saliency", "threshold", "alpha")
 
 

@@ -13,10 +13,11 @@ import torch
 
 from gwsss_fast.data.class_names import VOC_CLASSES
 from gwsss_fast.data.dataset import DataSet
+from gwsss_fast.data.palette import voc_palette
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.files import write_text
 from gwsss_fast.report import attention, cases, curves, gallery, scores
-from gwsss_fast.report.images import ImageBudget, label_colours
+from gwsss_fast.report.images import ImageBudget
 from gwsss_fast.report.run_folder import Missing, RunFolder
 from gwsss_fast.report.segmenter import predictor
 
@@ -182,7 +183,7 @@ def _classifier(run: RunFolder, load: Loader | None) -> torch.nn.Module:
 def legend(run: RunFolder) -> list[tuple[str, str]]:
     """Class names with their colours in label pictures."""
     names = ("background", *run.classes)
-    colours = label_colours(len(names))
+    colours = voc_palette()[: len(names)]
     return [(name, f"#{red:02x}{green:02x}{blue:02x}") for name, (red, green, blue) in zip(names, colours, strict=True)]
 
 

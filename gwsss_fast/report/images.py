@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from gwsss_fast.data.images import IGNORE
+from gwsss_fast.data.palette import voc_palette
+
 JPEG_QUALITY = 82
-IGNORE = 255
 IGNORE_COLOUR = (228, 222, 205)
 
 
@@ -77,21 +79,9 @@ def heat_overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:
     return Image.fromarray((base * (1 - weight) + colours * weight).clip(0, 255).astype(np.uint8))
 
 
-def label_colours(count: int) -> np.ndarray:
-    """(count, 3) uint8, the colours of PASCAL VOC's palette: bits of the index spread over the channels."""
-    colours = np.zeros((count, 3), dtype=np.uint8)
-    for index in range(count):
-        rest = index
-        for bit in range(7, -1, -1):
-            for channel in range(3):
-                colours[index, channel] |= ((rest >> channel) & 1) << bit
-            rest >>= 3
-    return colours
-
-
 def label_picture(mask: np.ndarray, size: tuple[int, int]) -> Image.Image:
     """A palette picture of `mask` (H, W) uint8, nearest-resized to `size` (W, H); ignored pixels (255) in pale grey."""
-    palette = label_colours(256)
+    palette = voc_palette()
     palette[IGNORE] = IGNORE_COLOUR
     picture = Image.fromarray(np.asarray(mask, dtype=np.uint8)).resize(size, Image.Resampling.NEAREST)
     picture.putpalette(palette.reshape(-1).tolist())

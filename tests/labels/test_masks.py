@@ -5,21 +5,7 @@ import pytest
 from PIL import Image
 
 from gwsss_fast.errors import GwsssError
-from gwsss_fast.labels.masks import save_mask, voc_palette
-
-# The colours of the development kit: background, 20 classes, and the border of the objects (255).
-VOC = [
-    (0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128), (128, 128, 128),
-    (64, 0, 0), (192, 0, 0), (64, 128, 0), (192, 128, 0), (64, 0, 128), (192, 0, 128), (64, 128, 128), (192, 128, 128),
-    (0, 64, 0), (128, 64, 0), (0, 192, 0), (128, 192, 0), (0, 64, 128),
-]  # fmt: skip
-
-
-def test_palette_is_vocs():
-    palette = voc_palette()
-    assert [tuple(map(int, colour)) for colour in palette[:21]] == VOC
-    assert palette[255].tolist() == [224, 224, 192]
-    assert len(np.unique(palette, axis=0)) == 256
+from gwsss_fast.labels.masks import save_mask
 
 
 def test_a_saved_mask_reads_back(tmp_path):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from gwsss_fast.report.images import label_colours
+from gwsss_fast.data.palette import voc_palette
 
 CLASSES = ("disc", "square <&>", "bar $x$")
 METRICS: dict[str, Any] = {
@@ -78,7 +78,7 @@ def save_labels(path: Path, mask: np.ndarray) -> None:
     """Write a palette PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(mask)
-    picture.putpalette(label_colours(256).reshape(-1).tolist())
+    picture.putpalette(voc_palette().tobytes())
     picture.save(path)
 
 

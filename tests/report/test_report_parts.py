@@ -16,7 +16,7 @@ from synthetic_run import FakeClassifier, write_data, write_run
 
 from gwsss_fast.data.records import Record, Split
 from gwsss_fast.report import attention, cases, curves, gallery, plots
-from gwsss_fast.report.images import ImageBudget, heat_overlay, label_colours, label_picture, thumbnail
+from gwsss_fast.report.images import ImageBudget, heat_overlay, label_picture, thumbnail
 from gwsss_fast.report.run_folder import Maps, Missing, RunFolder
 
 
@@ -29,13 +29,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 def decode(uri: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
-
-
-def test_the_palette_is_that_of_pascal_voc() -> None:
-    published = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 4: (0, 0, 128), 8: (64, 0, 0)}
-    published |= {15: (192, 128, 128), 20: (0, 64, 128), 255: (224, 224, 192)}
-    colours = label_colours(256)
-    assert {index: tuple(colours[index].tolist()) for index in published} == published
 
 
 def test_label_pictures_keep_their_values() -> None:
