@@ -38,7 +38,7 @@ def write_report(run: Run) -> None:
     def segmenter(checkpoint: Path) -> nn.Module:
         return load_segmenter(run.config, checkpoint, run.data.classes).to(run.device)
 
-    build_report(run.folder, load_classifier=classifier, load_segmenter=segmenter)
+    build_report(run.folder, data=run.data, load_classifier=classifier, load_segmenter=segmenter)
 
 
 if __name__ == "__main__":
