@@ -19,11 +19,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from gwsss_fast.config import Config, check, closest, differences, load_config, read_config, write_config
+from gwsss_fast.data.check import verify_files
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.ops import backend as use_backend
 from gwsss_fast.training.checkpoints import load_checkpoint
 from gwsss_fast.training.precision import check_precision, choose_device, set_threads
-from gwsss_fast.training.runs import STAGES, Run, environment, open_data, verify_files
+from gwsss_fast.training.runs import STAGES, Run, environment, open_data
 
 VERBS = {
     "train": "train",

@@ -25,8 +25,8 @@ from gwsss_fast.labels.interchange import load_maps
 from gwsss_fast.labels.masks import save_mask
 from gwsss_fast.labels.pseudo import PseudoOptions, pseudo_label
 from gwsss_fast.models.deeplab import predict_probabilities
+from gwsss_fast.models.precision import autocast
 from gwsss_fast.training.logs import Reporter
-from gwsss_fast.training.precision import autocast
 from gwsss_fast.training.runs import Run, missing_files, open_data
 from gwsss_fast.training.segmenter import load_segmenter
 

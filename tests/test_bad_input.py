@@ -59,7 +59,7 @@ def no_classes(data: Path) -> str:
 
 def mask_of_another_size(data: Path) -> str:
     Image.fromarray(np.zeros((4, 48), np.uint8)).save(data / "SegmentationClass/image_014.png")
-    return "image_014.png is 48x4, its image 48x48"
+    return "image_014.png has 48x4 pixels"
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,19 @@ def test_damaged_data_is_found_before_training_and_leaves_nothing(
     words = damage(small_voc)
     fails(capsys, run_train(small_voc, tmp_path / "run"), words)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_image_that_breaks_while_training_is_one_line_from_a_worker_too(
+    small_voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = truncated_jpeg(small_voc)
+    options = ["--data.verify", "false", "--data.cache-mb", "0", "--workers", "1", "--stage", "classifier"]
+    status = run_train(small_voc, tmp_path / "run", *options, "--max-steps", "8")
+    text = capsys.readouterr().err
+    assert status == 2
+    assert text.splitlines()[-1].startswith("error: image ")
+    assert words in text.splitlines()[-1]
+    assert "worker" not in text
 
 
 @pytest.mark.parametrize(

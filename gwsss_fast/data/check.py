@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
@@ -101,13 +101,9 @@ def check_dataset(
     else:
         data = open_dataset(path, layout=layout, **options)
         sources = lambda name: [_own_labels(data.splits[name], layout)]  # noqa: E731
-    records = {
-        (record.image, record.mask, record.saliency): record
-        for split in data.splits.values()
-        for record in split.records
-    }
-    checks = check_files(list(records.values()), len(data.classes), progress)
-    in_masks = {record.mask: check.mask_labels for record, check in zip(records.values(), checks, strict=True)}
+    records = _records(data)
+    checks = list(check_files(records, len(data.classes), progress))
+    in_masks = {record.mask: check.mask_labels for record, check in zip(records, checks, strict=True)}
     from_masks = LabelSource("masks", "masks", lambda record: in_masks.get(record.mask))
     differences: list[LabelDifference] = []
     unread: list[str] = []
@@ -123,17 +119,25 @@ def check_dataset(
     return CheckReport(data, EXPECTED[layout], counts, faults, tuple(differences), tuple(dict.fromkeys(unread)))
 
 
+def verify_files(data: DataSet) -> None:
+    """Decode every file once. Raises the GwsssError of the first bad one, in the order of the lists."""
+    for check in check_files(_records(data), len(data.classes)):
+        if check.faults:
+            raise GwsssError(check.faults[0])
+
+
 def check_files(
-    records: list[Record], num_classes: int, progress: Callable[[int, int], None] | None = None
-) -> list[FileCheck]:
-    """Decode the files of each record, on all cores; results are in the order of `records`."""
-    checks = []
+    records: Sequence[Record], num_classes: int, progress: Callable[[int, int], None] | None = None
+) -> Iterator[FileCheck]:
+    """Decode the files of each record, on all cores; results come in the order of `records`."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for check in pool.map(lambda record: check_record(record, num_classes), records):
-            checks.append(check)
-            if progress is not None:
-                progress(len(checks), len(records))
-    return checks
+        try:
+            for done, check in enumerate(pool.map(lambda record: check_record(record, num_classes), records), 1):
+                if progress is not None:
+                    progress(done, len(records))
+                yield check
+        finally:
+            pool.shutdown(cancel_futures=True)  # whoever has seen enough need not wait for the rest
 
 
 def check_record(record: Record, num_classes: int) -> FileCheck:
@@ -187,6 +191,12 @@ def compare_labels(split: Split, first: LabelSource, second: LabelSource) -> Lab
     return LabelDifference(
         split.name, Path(first.where).name, Path(second.where).name, images, differing, relation, example
     )
+
+
+def _records(data: DataSet) -> list[Record]:
+    """Every record once, though splits may share files."""
+    files = {(r.image, r.mask, r.saliency): r for split in data.splits.values() for r in split.records}
+    return list(files.values())
 
 
 def _names(labels: Iterable[int], split: Split) -> str:

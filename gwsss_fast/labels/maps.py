@@ -8,7 +8,6 @@ readout apart; each class's sum is divided by (max + 1e-5). The ensemble is the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -18,17 +17,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from gwsss_fast.data.images import read_image
+from gwsss_fast.data.loading import checked, make_loader
 from gwsss_fast.data.records import Record, Split
 from gwsss_fast.data.transforms import SquareTransform
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.models.base import evaluating
+from gwsss_fast.models.precision import PRECISIONS, autocast
 
 SCALES = (0.5, 1.0, 1.5, 2.0)
 EPSILON = 1e-5  # added to the maximum before dividing, as in the field's code
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def predict_labels(
     batches = [order[start : start + batch] for start in range(0, len(order), batch)]
     rows = []
     for images, _ in _load(split.records, batches, _transforms(size, (1.0,)), workers):
-        with torch.inference_mode(), evaluating(model), _autocast(torch.device(device), precision):
+        with torch.inference_mode(), evaluating(model), autocast(torch.device(device), precision):
             views = [images[0], images[0].flip(-1)] if flip else [images[0]]
             logits = torch.stack([model(view.to(device)).initial_logits.float() for view in views]).mean(0)
         rows.append(_predicted(logits[:, 0].cpu()))
@@ -176,7 +176,7 @@ def _run(model: nn.Module, inputs: Sequence[Tensor], flip: bool, precision: str)
     """
     sums = _Readouts([], [])
     logits: list[Tensor] = []
-    with torch.inference_mode(), evaluating(model), _autocast(inputs[0].device, precision):
+    with torch.inference_mode(), evaluating(model), autocast(inputs[0].device, precision):
         for images in inputs:
             out = model(images)
             initial, graph = out.initial_maps.float().relu(), out.maps.float().relu()
@@ -247,15 +247,12 @@ class _SquashedGroups(Dataset):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, number: int) -> tuple[list[Tensor], dict[tuple[int, ...], tuple[int, int]]] | GwsssError:
+    def __getitem__(self, number: int) -> tuple[list[Tensor], dict[tuple[int, ...], tuple[int, int]]]:
         batch = self.batches[number]
         views: list[list[Tensor]] = [[] for _ in self.transforms]
         shapes = {}
         for place in np.ndindex(batch.shape):
-            try:
-                image = read_image(self.records[int(batch[place])].image)
-            except GwsssError as error:
-                return error  # raised by a worker it would come out wrapped in that worker's traceback
+            image = read_image(self.records[int(batch[place])].image)
             shapes[place] = (image.height, image.width)
             for transform, images in zip(self.transforms, views, strict=True):
                 images.append(transform(image))
@@ -269,20 +266,11 @@ def _load(
     workers: int,
 ) -> Iterator[tuple[list[Tensor], dict[tuple[int, ...], tuple[int, int]]]]:
     dataset = _SquashedGroups(records, batches, transforms)
-    # A generator of its own: otherwise every pass would draw from, and so change, the global random state.
-    for item in DataLoader(dataset, batch_size=None, num_workers=workers, generator=torch.Generator()):
-        if isinstance(item, GwsssError):
-            raise item
-        yield item
+    return checked(make_loader(dataset, workers=workers, batch_size=None))
 
 
 def _transforms(size: int, scales: Sequence[float]) -> list[SquareTransform]:
     return [SquareTransform(max(round(size * scale), 1)) for scale in scales]
-
-
-def _autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    dtype = PRECISIONS[precision]
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def _check(scales: Sequence[float], size: int, rounds: int, groups: int, precision: str) -> None:

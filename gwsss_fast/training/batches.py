@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from gwsss_fast.data.dataset import Split
 from gwsss_fast.data.images import read_size
+from gwsss_fast.data.loading import checked, make_loader
 from gwsss_fast.data.torch_datasets import ImageCache
-from gwsss_fast.training.loop import ignore_interrupt
 
 _SAMPLE = 32  # images measured to guess the size of all of them
 
@@ -45,23 +44,18 @@ def epochs_of_batches(
 ) -> Iterator[Any]:
     """Batches from step `start` on, without end: epoch after epoch, each `epoch_steps` long.
 
-    batches(epoch): the positions of each batch of that epoch. Worker processes live as long as the iterator.
+    batches(epoch): the positions of each batch of that epoch. Worker processes live as long as the iterator. Raises
+    the GwsssError of an item that cannot be read.
     """
     positions = _Positions()
-    loader: DataLoader[Any] = DataLoader(
-        dataset,  # type: ignore[arg-type]
-        batch_sampler=positions,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=pin,
-        worker_init_fn=ignore_interrupt,
-        generator=torch.Generator(),  # else each epoch would draw from the global generator
+    loader = make_loader(
+        dataset, workers=workers, batch_sampler=positions, persistent_workers=workers > 0, pin_memory=pin
     )
     epoch, skip = divmod(start, epoch_steps)
     while True:
         dataset.set_epoch(epoch)
         positions.batches = batches(epoch)[skip:epoch_steps]
-        yield from loader
+        yield from checked(loader)
         epoch, skip = epoch + 1, 0
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from gwsss_fast.errors import GwsssError
+from gwsss_fast.models.precision import autocast
 from gwsss_fast.training.checkpoints import (
     check_finite,
     load_checkpoint,
@@ -24,7 +25,6 @@ from gwsss_fast.training.checkpoints import (
     save_checkpoint,
 )
 from gwsss_fast.training.logs import Reporter, TrainingLog
-from gwsss_fast.training.precision import autocast
 from gwsss_fast.training.schedules import Schedule
 
 ROWS = 500  # rows of a log, about: a row is the mean over as many steps as keep to this
@@ -205,8 +205,3 @@ def _deferred_interrupt() -> Iterator[threading.Event]:
         yield event
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def ignore_interrupt(worker: int) -> None:
-    """For loader workers: Ctrl-C reaches every process of the terminal, but only the main one decides."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-
 import torch
 
 from gwsss_fast.errors import GwsssError
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str) -> torch.device:
@@ -24,11 +20,6 @@ def check_precision(precision: str, device: torch.device) -> None:
     """Raises GwsssError for fp16 without a GPU: its gradients underflow and nothing is won."""
     if precision == "fp16" and device.type != "cuda":
         raise GwsssError("precision fp16 needs a GPU; use bf16 or fp32 on the CPU")
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """The autocast context of `precision`; fp32 does nothing."""
-    return torch.autocast(device.type, dtype=DTYPES.get(precision, torch.bfloat16), enabled=precision in DTYPES)
 
 
 def set_threads(threads: int) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +19,6 @@ from rich.console import Console
 from gwsss_fast import files
 from gwsss_fast.config import Config, DataConfig, to_yaml
 from gwsss_fast.data.dataset import DataSet, Record, Split, open_dataset
-from gwsss_fast.data.images import read_image, read_mask
 from gwsss_fast.errors import GwsssError
 
 STAGES = ("classifier", "cam", "pseudo", "segmenter", "evaluate", "report")
@@ -199,28 +197,6 @@ def _spread(split: Split, limit: int) -> Split:
     if limit >= len(split):
         return split
     return split.subset(np.linspace(0, len(split) - 1, limit).round().astype(int).tolist())
-
-
-def verify_files(data: DataSet) -> None:
-    """Decode every image and mask once. Raises the GwsssError of the first bad one, in the order of the lists."""
-    records = {(record.image, record.mask): record for split in data.splits.values() for record in split.records}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for error in pool.map(lambda record: _fault(record, len(data.classes)), records.values()):
-            if error is not None:
-                pool.shutdown(cancel_futures=True)
-                raise error
-
-
-def _fault(record: Record, num_classes: int) -> GwsssError | None:
-    try:
-        size = read_image(record.image).size
-        if record.mask is not None:
-            mask = read_mask(record.mask, num_classes)
-            if mask.shape != size[::-1]:
-                raise GwsssError(f"{record.mask} is {mask.shape[1]}x{mask.shape[0]}, its image {size[0]}x{size[1]}")
-    except GwsssError as error:
-        return error
-    return None
 
 
 def missing_files(paths: Sequence[Path]) -> list[Path]:
