@@ -13,6 +13,7 @@ from gwsss_fast.layers import CoAttention, ConvGRU, EdgeReadout, GraphDropout, S
 from gwsss_fast.ops import backend as use_backend
 
 NODE_SCALES = ("unit", "literal")
+GRAPH_GRADIENTS = ("full", "state", "none")
 
 
 @dataclass
@@ -68,8 +69,9 @@ class GroupGNN(nn.Module):
         gate_bias: start value of the update gate's bias; negative values open the graph gradually.
         node_scale: "unit" divides a node by its root mean square before the first step and multiplies it back after the
             last, so that the update's tanh meets features of one size whatever the backbone; "literal" does not.
-        message_gradient: let the losses reach the senders' features through the messages. Without it the messages
-            read the features and shape none of them.
+        graph_gradient: how far the losses behind the graph reach into the features: "full", through messages and
+            state; "state", through a node's own state alone; "none", so that the intermediate readout alone shapes the
+            features and the graph reads them.
         self_edge: with the self-attention edge of Eq. 6.
         edge_supervision: with edge logits (Eq. 14 to 17) while training.
         backend: backend of the operations ("auto" or one of `ops.BACKENDS`).
@@ -97,7 +99,7 @@ class GroupGNN(nn.Module):
         drop_per_node: bool = False,
         drop_eval: str = "identity",
         node_scale: str = "unit",
-        message_gradient: bool = True,
+        graph_gradient: str = "full",
         self_edge: bool = True,
         edge_supervision: bool = True,
         backend: str = "auto",
@@ -107,7 +109,8 @@ class GroupGNN(nn.Module):
         if steps < 0:
             raise GwsssError(f"steps is {steps}; choose 0 (no group-wise learning) or more")
         self.in_channels, self.num_classes, self.steps, self.backend = in_channels, num_classes, steps, backend
-        self.message_gradient, self.node_scale = message_gradient, _one_of("node_scale", node_scale, NODE_SCALES)
+        self.graph_gradient = _one_of("graph_gradient", graph_gradient, GRAPH_GRADIENTS)
+        self.node_scale = _one_of("node_scale", node_scale, NODE_SCALES)
         self.initial_readout = nn.Linear(in_channels, num_classes)
         if steps == 0:
             return
@@ -139,6 +142,7 @@ class GroupGNN(nn.Module):
         initial_logits, initial_maps = _read(self.initial_readout, g, size)
         if self.steps == 0:
             return GroupOutput(initial_logits, initial_logits, None, initial_maps, initial_maps, _images(g, size))
+        g = g.detach() if self.graph_gradient == "none" else g
         scale = _root_mean_square(g.detach()) if self.node_scale == "unit" else None
         g = g if scale is None else g / scale
         for step in range(1, self.steps + 1):
@@ -152,7 +156,7 @@ class GroupGNN(nn.Module):
 
     def _step(self, g: Tensor, size: torch.Size) -> Tensor:
         """One round of Eq. 8 and 2 on the nodes (B, K, N, C)."""
-        senders = g if self.message_gradient else g.detach()
+        senders = g if self.graph_gradient == "full" else g.detach()
         message = self.co_attention(senders)
         if self.self_edge is not None:
             message = message + self.self_edge(senders)

@@ -126,7 +126,7 @@ def test_the_paper_preset_is_literal() -> None:
         "tied": False,
         "gate_bias": 0.0,
         "node_scale": "literal",
-        "message_gradient": True,
+        "graph_gradient": "full",
         "self_edge": True,
         "edge_supervision": True,
     }

@@ -94,8 +94,8 @@ class ModelConfig:
     """Initial bias of the update gate; negative = opens gradually."""
     node_scale: Literal["unit", "literal"] | None = None
     """Divide nodes by their root mean square for the message passing, or leave them as they are."""
-    message_gradient: bool | None = None
-    """Let the losses reach the senders' features through the messages."""
+    graph_gradient: Literal["full", "state", "none"] | None = None
+    """How far the losses behind the graph reach into the features: through messages and state, state alone, or not."""
     self_edge: bool | None = None
     """Use the self edge (Eq. 6)."""
     edge_supervision: bool | None = None
@@ -174,6 +174,9 @@ class CamConfig:
     """Average over so many groups an image."""
     groups: int = 4
     """Groups in one forward pass."""
+    high_res: bool = True
+    """Store the ensembled maps at the image's size besides stride 4 (0.5 MB more for an image of VOC); without them
+    pseudo labels are made from the maps at stride 4, enlarged."""
     oaa: bool = False
     """Online accumulation: maximum over the maps seen while training, instead of maps made afterwards."""
 

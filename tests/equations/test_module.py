@@ -19,7 +19,7 @@ PAPER: dict[str, Any] = {
     "drop_scale": "literal",
     "centred": False,
     "node_scale": "literal",
-    "message_gradient": True,
+    "graph_gradient": "full",
     "tied": False,
     "gate_bias": 0.0,
 }
@@ -116,13 +116,23 @@ def test_options_of_the_message(settings: dict[str, Any], changes: dict[str, Any
     compare(gnn.train(), weights, draw(), replace(Options(steps=2), **changes), IN_TRAINING)
 
 
-def test_without_message_gradient_values_stay_and_other_images_get_none() -> None:
-    gnn, weights = build(steps=2, drop_rate=None, **{**PAPER, "message_gradient": False})
+def test_with_the_state_gradient_alone_other_images_get_none() -> None:
+    gnn, weights = build(steps=2, drop_rate=None, **{**PAPER, "graph_gradient": "state"})
     compare(gnn.train(), weights, draw(), Options(steps=2), IN_TRAINING)
     x = torch.from_numpy(draw()).requires_grad_()
     (found,) = torch.autograd.grad(gnn(x).logits[:, 0].sum(), x)
     assert found[:, 0].abs().min() > 0
     assert torch.equal(found[:, 1:], torch.zeros_like(found[:, 1:]))
+
+
+def test_without_graph_gradient_the_features_learn_from_the_intermediate_readout_alone() -> None:
+    gnn, weights = build(steps=2, drop_rate=None, **{**PAPER, "graph_gradient": "none"})
+    compare(gnn.train(), weights, draw(), Options(steps=2), IN_TRAINING)
+    x = torch.from_numpy(draw()).requires_grad_()
+    out = gnn(x)
+    (found,) = torch.autograd.grad(out.logits.sum() + out.edge_logits.sum() + out.initial_logits.sum(), x)
+    plain = gnn.initial_readout.weight.detach().sum(0) / 6  # 2 x 3 positions
+    torch.testing.assert_close(found, plain[None, None, :, None, None].expand_as(found))
 
 
 def test_kernel_of_three() -> None:
