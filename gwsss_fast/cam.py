@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -16,13 +18,17 @@ from gwsss_fast.data.images import read_mask, read_size
 from gwsss_fast.data.samplers import GroupSampler
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.evaluation.segmentation import ThresholdSweep
+from gwsss_fast.files import atomic_path
 from gwsss_fast.labels.interchange import READOUTS, load_maps, save_maps, save_oaa
 from gwsss_fast.labels.maps import CamSet, generate_maps, predict_labels
 from gwsss_fast.models.group_classifier import GroupClassifier
 from gwsss_fast.training.build import load_classifier
 from gwsss_fast.training.checkpoints import load_checkpoint
 from gwsss_fast.training.logs import Reporter
-from gwsss_fast.training.runs import Run
+from gwsss_fast.training.loop import deferred_interrupt
+from gwsss_fast.training.runs import Run, missing_files
+
+RECORD_EVERY = 100  # images between two records of the progress
 
 
 @dataclass(frozen=True)
@@ -46,34 +52,57 @@ def _command(arguments: Sequence[str]) -> None:
     cli.print_summary(run)
 
 
-def make_maps(run: Run) -> None:
-    """Write cams/ID.npy of every image and metrics["cam"]."""
+def make_maps(run: Run, resume: bool = False) -> None:
+    """Write cams/ID.npy of every image and metrics["cam"].
+
+    resume: keep the files of an interrupted run that cams/progress.npz vouches for and make the others, with the same
+    maps and scores as without the interruption. After a crash up to `RECORD_EVERY` images are made again.
+    Ctrl-C takes effect after the forward pass at hand, a second one at once.
+    """
     split, scoring = run.map_split, run.data.scoring
     sweeps = Sweeps(len(run.data.classes))
+    done = sweeps.load(run.map_progress) if resume else []
+    made = frozenset(done)
+    if missing_files([run.map_file(record) for record in split.records if record.id in made]):
+        sweeps, done, made = Sweeps(len(run.data.classes)), [], frozenset()
+    found = run_maps(run, split, made)
+    if not done:
+        run.discard("cam")
     scored = {record.id for record in scoring.records} if scoring else set()
-    with Reporter("cam", len(split), console=run.console) as bar:
-        for record, cams in run_maps(run, split):
-            save_maps(run.map_file(record), cams)
+    with deferred_interrupt() as stopped, Reporter("cam", len(split), len(done), console=run.console) as bar:
+        for record, cams in found:
+            save_maps(run.map_file(record), cams, high_res=run.config.cam.high_res)
             if record.id in scored:
                 sweeps.update(cams, record)
+            done.append(record.id)
             bar.advance()
+            if stopped.is_set() or len(done) % RECORD_EVERY == 0:
+                sweeps.save(run.map_progress, done)
+            if stopped.is_set():
+                raise KeyboardInterrupt
     if scoring:
         run.add_metrics(cam=sweeps.metrics())
     else:
         run.note("cam: the training images have no masks, so the maps are not scored")
+    run.map_progress.unlink(missing_ok=True)
 
 
-def run_maps(run: Run, split: Split) -> Iterator[tuple[Record, CamSet]]:
-    """The maps of every image of `split`: accumulated while training with cam.oaa, else made by the classifier."""
+def run_maps(run: Run, split: Split, skip: Collection[str] = ()) -> Iterator[tuple[Record, CamSet]]:
+    """The maps of every image of `split` whose id is not in `skip`.
+
+    Accumulated while training with cam.oaa, else made by the classifier. Raises GwsssError at once when the checkpoint
+    does not fit.
+    """
     if run.config.cam.oaa:
-        yield from _online_maps(run, split)
-        return
+        return _online_maps(run, split, skip)
     model, _ = load_classifier(run.config, run.classifier_checkpoint, run.data.classes)
-    yield from classifier_maps(run, model.to(run.device), split)
+    return classifier_maps(run, model.to(run.device), split, skip)
 
 
-def classifier_maps(run: Run, model: GroupClassifier, split: Split) -> Iterator[tuple[Record, CamSet]]:
-    """The maps of every image of `split` by `model`, in groups by the sampler of the training."""
+def classifier_maps(
+    run: Run, model: GroupClassifier, split: Split, skip: Collection[str] = ()
+) -> Iterator[tuple[Record, CamSet]]:
+    """The maps of every image of `split` by `model`, less those in `skip`, in groups by the sampler of the training."""
     options, training = run.config.cam, run.config.classifier
     size = min(training.group_size, len(split))
     return generate_maps(
@@ -88,14 +117,17 @@ def classifier_maps(run: Run, model: GroupClassifier, split: Split) -> Iterator[
         device=run.device,
         precision=run.config.precision,
         workers=run.config.data.workers,
+        skip=skip,
     )
 
 
-def _online_maps(run: Run, split: Split) -> Iterator[tuple[Record, CamSet]]:
+def _online_maps(run: Run, split: Split, skip: Collection[str]) -> Iterator[tuple[Record, CamSet]]:
     stored = load_checkpoint(run.classifier_checkpoint).get("online_maps")
     if not stored:
         raise GwsssError(f"{run.classifier_checkpoint} holds no accumulated maps; train with --cam.oaa true")
     for record in split.records:
+        if record.id in skip:
+            continue
         if record.id not in stored:
             raise GwsssError(f"{run.classifier_checkpoint} holds no maps of {record.id}; it was not trained on")
         width, height = read_size(record.image)
@@ -105,7 +137,7 @@ def _online_maps(run: Run, split: Split) -> Iterator[tuple[Record, CamSet]]:
 
 
 class Sweeps:
-    """Threshold sweeps of the three readouts, on the maps as they are stored."""
+    """Threshold sweeps of the three readouts, on maps of full size in the precision of the files."""
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
@@ -117,6 +149,27 @@ class Sweeps:
         target = read_mask(record.mask, self.classes)
         for name, sweep in self.sweeps.items():
             sweep.update(getattr(cams, name).astype(np.float16), cams.keys, target)
+
+    def save(self, path: Path, done: Sequence[str]) -> None:
+        """Write the counts so far and the ids of the images that are done, atomically."""
+        content: dict[str, Any] = {name: sweep.histogram for name, sweep in self.sweeps.items()}
+        content["done"] = np.array(done, dtype=np.str_)
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **content)
+
+    def load(self, path: Path) -> list[str]:
+        """Take over the counts of `save` and give its ids; none when there is no such file or it does not fit."""
+        try:
+            with np.load(path) as stored:
+                counts = {name: stored[name] for name in self.sweeps}
+                done = stored["done"].tolist()
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            return []
+        if any(counts[name].shape != sweep.histogram.shape for name, sweep in self.sweeps.items()):
+            return []
+        for name, sweep in self.sweeps.items():
+            sweep.histogram = counts[name]
+        return done
 
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Per readout miou, best_threshold and curve, in percent."""

@@ -177,9 +177,12 @@ def stage_of(key: str) -> str | None:
     return section if section in STAGES and key != "cam.oaa" else "classifier"
 
 
-def run_stage(run: Run, stage: str, body: Callable[[Run], None]) -> None:
-    """Run one stage: time it, mark what it outdates, record it in metrics.json."""
-    run.outdate_after(stage)
+def run_stage(run: Run, stage: str, body: Callable[[Run], None], resume: bool = False) -> None:
+    """Run one stage: time it, mark what it outdates, record it in metrics.json.
+
+    resume: `body` goes on with what the stage has left, instead of replacing it.
+    """
+    run.begin(stage, resume)
     start, spent = time.perf_counter(), run.metrics().get("interrupted", {}).get(stage, 0.0)
     try:
         with use_backend(run.config.backend):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 
 import numpy as np
 
@@ -31,19 +32,28 @@ def _command(arguments: Sequence[str]) -> None:
     cli.print_summary(run)
 
 
-def make_pseudo_labels(run: Run) -> None:
-    """Write pseudo/ID.png of every image and metrics["pseudo"]."""
+def make_pseudo_labels(run: Run, resume: bool = False) -> None:
+    """Write pseudo/ID.png of every image and metrics["pseudo"]; with `resume` the files that are there are kept.
+
+    Raises GwsssError when maps are missing.
+    """
     split, scoring, classes = run.map_split, run.data.scoring, len(run.data.classes) + 1
     missing = missing_files([run.map_file(record) for record in split.records])
     if missing:
         raise GwsssError(f"maps {missing[0]} do not exist ({len(missing)} of {len(split)}); run stage cam first")
+    if not resume:
+        run.discard("pseudo")
     rule = background_rule(run)
     scored = {record.id for record in scoring.records} if scoring else set()
     confusion, covered = np.zeros((classes, classes), np.int64), []
     with Reporter("pseudo", len(split), console=run.console) as bar:
         for record in split.records:
-            label = label_of(run, record, rule)
-            save_mask(run.pseudo_file(record), label)
+            file = run.pseudo_file(record)
+            if file.is_file():
+                label = read_mask(file, classes - 1)
+            else:
+                label = label_of(run, record, rule)
+                save_mask(file, label)
             covered.append(coverage(label))
             if record.id in scored and record.mask is not None:
                 target = read_mask(record.mask, classes - 1)
@@ -86,15 +96,7 @@ def label_of(run: Run, record: Record, rule: str) -> np.ndarray:
 
 def pseudo_options(config: PseudoConfig) -> PseudoOptions:
     """The constants of the rules."""
-    return PseudoOptions(
-        threshold=config.threshold,
-        alpha=config.alpha,
-        missing_saliency=config.missing_saliency,
-        conflict=config.conflict,
-        salient=config.salient,
-        raise_above=config.raise_above,
-        min_foreground=config.min_foreground,
-    )
+    return PseudoOptions(**{field.name: getattr(config, field.name) for field in fields(PseudoOptions)})
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -106,22 +107,26 @@ def run_stages(run: Run, stages: Sequence[str], resume: bool) -> None:
             run.note(f"{stage}: done before, skipped")
             continue
         go_on = resume and not run.outdated(stage)
-        cli.run_stage(run, stage, stage_function(stage, go_on))
+        cli.run_stage(run, stage, stage_function(stage, go_on), go_on)
 
 
 def stage_function(stage: str, resume: bool) -> Callable[[Run], None]:
-    """What runs a stage."""
+    """What runs a stage; with `resume` it goes on with what it has left."""
 
     def classifier(run: Run) -> None:
+        if not resume:
+            run.discard("classifier")
         run.add_metrics(initialised_from={"classifier": train_classifier(run, resume)})
 
     def segmenter(run: Run) -> None:
+        if not resume:
+            run.discard("segmenter")
         run.add_metrics(initialised_from={"segmenter": train_segmenter(run, run.data.training, resume)})
 
     functions: dict[str, Callable[[Run], None]] = {
         "classifier": classifier,
-        "cam": make_maps,
-        "pseudo": make_pseudo_labels,
+        "cam": partial(make_maps, resume=resume),
+        "pseudo": partial(make_pseudo_labels, resume=resume),
         "segmenter": segmenter,
         "evaluate": evaluate,
         "report": write_report,

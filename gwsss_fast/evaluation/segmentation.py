@@ -118,7 +118,8 @@ class ThresholdSweep:
             raise GwsssError("thresholds must be a non-empty list of increasing numbers")
         self.num_classes = num_classes_with_background
         self.thresholds: NDArray[np.float64] = values
-        self._histogram = np.zeros((self.num_classes, self.num_classes, len(values) + 1), dtype=np.int64)
+        # All that is known of the images added; histograms of two sweeps add up to that of all their images.
+        self.histogram = np.zeros((self.num_classes, self.num_classes, len(values) + 1), dtype=np.int64)
 
     def update(self, cam: ArrayLike, keys: ArrayLike | None, target: ArrayLike) -> None:
         """Add an image: maps (n, H, W), their 0-based foreground classes (n,), ground truth (H, W).
@@ -140,9 +141,9 @@ class ThresholdSweep:
             best_class, below = self._best(maps[:, counted], classes)
         else:
             best_class = below = np.zeros_like(rows)
-        shape = self._histogram.shape
+        shape = self.histogram.shape
         flat = (rows * shape[1] + best_class) * shape[2] + below
-        self._histogram += np.bincount(flat, minlength=self._histogram.size).reshape(shape)
+        self.histogram += np.bincount(flat, minlength=self.histogram.size).reshape(shape)
 
     def _best(self, maps: NDArray[Any], classes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Per pixel of maps (n, pixels): 1-based class of the largest map, and how many thresholds are below it."""
@@ -156,15 +157,15 @@ class ThresholdSweep:
 
     def confusion_matrices(self) -> NDArray[np.int64]:
         """(T, L + 1, L + 1), one for each threshold."""
-        from_above = self._histogram[:, :, ::-1].cumsum(-1)[:, :, ::-1]  # [..., k]: pixels above at least k thresholds
+        from_above = self.histogram[:, :, ::-1].cumsum(-1)[:, :, ::-1]  # [..., k]: pixels above at least k thresholds
         foreground = from_above[:, :, 1:]
         matrices = np.moveaxis(foreground, -1, 0).copy()
-        matrices[:, :, 0] = self._histogram.sum((1, 2))[None] - matrices[:, :, 1:].sum(-1)
+        matrices[:, :, 0] = self.histogram.sum((1, 2))[None] - matrices[:, :, 1:].sum(-1)
         return matrices
 
     def scores(self) -> SweepResult:
         """Curve and best threshold. Raises GwsssError when no pixel has been counted."""
-        if not self._histogram.any():
+        if not self.histogram.any():
             raise GwsssError("no pixel was counted; the scored images have no ground-truth masks with known pixels")
         matrices = self.confusion_matrices()
         curve = np.array([segmentation_scores(matrix).miou for matrix in matrices])

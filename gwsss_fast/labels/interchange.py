@@ -1,9 +1,6 @@
 """Class activation maps in files that other projects read and write.
 
-- IRN: `ID.npy`, a dictionary with `keys` (n,) 0-based foreground classes, `high_res` (n, H, W) and `cam`, the same at
-  a quarter of the size. The maps of a run are this dictionary of the ensemble, in 16-bit floats, with the two readouts
-  as further entries `initial` and `graph`.
-- SEAM: `ID.npy`, a dictionary {class: map (H, W)}.
+- IRN and SEAM: `ID.npy`, see `gwsss_fast.data.map_files`. The maps of a run are IRN's dictionary with more entries.
 - OAA: `ID_CLASS.png`, one grey picture a class, 0..255.
 """
 
@@ -13,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.nn.functional import interpolate
 
 from gwsss_fast.data.images import read_saliency
-from gwsss_fast.data.label_files import load_pickled_dict
+from gwsss_fast.data.map_files import read_map_file, strided
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.files import atomic_path
 from gwsss_fast.labels.maps import CamSet
@@ -28,8 +23,12 @@ LAYOUTS = ("irn", "seam")
 READOUTS = ("ensemble", "graph", "initial")
 
 
-def save_maps(path: str | Path, cams: CamSet, layout: str = "irn", *, readout: str = "ensemble") -> None:
+def save_maps(
+    path: str | Path, cams: CamSet, layout: str = "irn", *, readout: str = "ensemble", high_res: bool = True
+) -> None:
     """Write OUTPUT/cams/ID.npy: IRN's dictionary with both readouts, or SEAM's of one readout, atomically.
+
+    high_res: IRN's maps at the image's size too; everything else in that dictionary is at stride 4.
 
     Raises GwsssError for an unknown layout or readout, or when the file cannot be written.
     """
@@ -38,11 +37,13 @@ def save_maps(path: str | Path, cams: CamSet, layout: str = "irn", *, readout: s
     if layout == "irn":
         content = {
             "keys": cams.keys.astype(np.int64),
-            "cam": _quarter(maps).astype(np.float16),
-            "high_res": maps.astype(np.float16),
-            "initial": cams.initial.astype(np.float16),
-            "graph": cams.graph.astype(np.float16),
+            "size": np.array(maps.shape[1:], dtype=np.int64),
+            "cam": strided(maps).astype(np.float16),
+            "initial": strided(cams.initial).astype(np.float16),
+            "graph": strided(cams.graph).astype(np.float16),
         }
+        if high_res:
+            content["high_res"] = maps.astype(np.float16)
     elif layout == "seam":
         content = {int(key): plane.astype(np.float32) for key, plane in zip(cams.keys, maps, strict=True)}
     else:
@@ -52,28 +53,15 @@ def save_maps(path: str | Path, cams: CamSet, layout: str = "irn", *, readout: s
 
 
 def load_maps(path: str | Path) -> CamSet:
-    """Read maps of IRN's or SEAM's layout as float32; only arrays and plain values are unpickled.
+    """Read maps of IRN's or SEAM's layout as float32 at the image's size; only arrays and plain values are unpickled.
 
     A file of another project, without `initial` and `graph`, gives its maps for all three. Raises GwsssError
     naming the file when it is missing or not of either layout.
     """
-    content = load_pickled_dict(path)
-    if "keys" in content and "high_res" in content:
-        keys = np.asarray(content["keys"], dtype=np.int64).reshape(-1)
-        maps = _planes(content["high_res"])
-        initial, graph = (_planes(content[name]) if name in content else maps for name in ("initial", "graph"))
-    elif content and all(isinstance(key, (int, np.integer)) for key in content):
-        keys = np.array(sorted(content), dtype=np.int64)
-        try:
-            maps = _planes(np.stack([np.asarray(content[key]) for key in keys]))
-        except ValueError as error:
-            raise GwsssError(f"{path}: the maps of its classes differ in shape") from error
-        initial = graph = maps
-    else:
-        raise GwsssError(f"{path} holds neither IRN's entries keys and high_res nor SEAM's maps by class number")
-    if any(plane.ndim != 3 or len(plane) != len(keys) for plane in (maps, initial, graph)):
-        raise GwsssError(f"{path}: maps of shape {maps.shape} do not fit its {len(keys)} classes")
-    return CamSet(keys, initial, graph, maps)
+    stored = read_map_file(path)
+    ensemble = stored.maps["ensemble"]
+    initial, graph = (stored.maps.get(name, ensemble) for name in ("initial", "graph"))
+    return CamSet(stored.keys, initial, graph, ensemble)
 
 
 def save_oaa(folder: str | Path, name: str, cams: CamSet, *, readout: str = "ensemble") -> list[Path]:
@@ -113,17 +101,3 @@ def _readout(cams: CamSet, readout: str) -> NDArray[np.float32]:
     if readout not in READOUTS:
         raise GwsssError(f"readout is {readout!r}; use one of {', '.join(READOUTS)}")
     return getattr(cams, readout)
-
-
-def _planes(value: Any) -> NDArray[np.float32]:
-    return np.asarray(value, dtype=np.float32)
-
-
-def _quarter(maps: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Maps (n, H, W) at stride 4: (n, ceil(H / 4), ceil(W / 4))."""
-    height, width = maps.shape[1:]
-    size = ((height - 1) // 4 + 1, (width - 1) // 4 + 1)
-    if not len(maps):
-        return np.zeros((0, *size), np.float32)
-    planes = torch.as_tensor(np.array(maps, dtype=np.float32))  # a copy: the caller may hold a read-only view
-    return interpolate(planes[None], size, mode="bilinear", align_corners=False)[0].numpy()

@@ -7,7 +7,7 @@ readout apart; each class's sum is divided by (max + 1e-5). The ensemble is the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -80,13 +80,15 @@ def generate_maps(
     precision: str = "fp32",
     workers: int = 0,
     predicted_labels: bool = False,
+    skip: Collection[str] = (),
 ) -> Iterator[tuple[Record, CamSet]]:
     """Yield every record of `split` once with its maps, in the order in which they are finished.
 
     The groups are those of `sampler.cover(0), ..., sampler.cover(rounds - 1)`; every image of a group gets maps from
     it, and an image drawn several times the average of its sums. `groups` of them run in one forward pass. Maps are
     made for the record's labels, or with `predicted_labels` for the classes whose sigmoid of the final logit (mean
-    over scales and flips in the image's first group) exceeds 0.5 and the most likely class.
+    over scales and flips in the image's first group) exceeds 0.5 and the most likely class. Records whose id is in
+    `skip` are not yielded; forward passes that only they would need are left out, and the others stay as they were.
 
     The model is in eval mode and without gradients while it runs, and in its former mode between two results. Without
     message passing (steps = 0) initial, graph and ensemble are the same.
@@ -103,7 +105,9 @@ def generate_maps(
     if len(wanted) > len(split) or not wanted.all():
         raise GwsssError(f"the sampler's groups do not cover the {len(split)} images of {split.name}; build it on them")
     device = torch.device(device)
+    unmade = np.array([record.id not in skip for record in split.records])
     batches = [drawn[start : start + groups] for start in range(0, len(drawn), groups)]
+    batches = [batch for batch in batches if unmade[batch].any()]
     pending: dict[int, _Pending] = {}
     for batch, (images, shapes) in zip(
         batches, _load(split.records, batches, _transforms(size, scales), workers), strict=True
@@ -111,6 +115,8 @@ def generate_maps(
         maps, logits = _run(model, [image.to(device) for image in images], flip, precision)
         for place in np.ndindex(batch.shape):
             index = int(batch[place])
+            if not unmade[index]:
+                continue
             known = None if predicted_labels else np.array(split.records[index].labels, dtype=np.int64)
             pending[index] = _add(pending.get(index), maps, logits, place, known)
             if pending[index].draws == wanted[index]:

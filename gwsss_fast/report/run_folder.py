@@ -15,7 +15,7 @@ import yaml
 
 from gwsss_fast.data.dataset import DataSet, Record, Split, open_dataset
 from gwsss_fast.data.images import read_mask
-from gwsss_fast.data.label_files import load_pickled_dict
+from gwsss_fast.data.map_files import read_map_file
 from gwsss_fast.errors import GwsssError
 
 Log = dict[str, np.ndarray]
@@ -124,10 +124,8 @@ class RunFolder:
         file = self.path / "cams" / f"{record.id}.npy"
         if not file.is_file():
             raise Missing(f"no maps of {record.id} (cams/{record.id}.npy)")
-        stored = load_pickled_dict(file)
-        names = {"initial": "initial", "graph": "graph", "high_res": "ensemble"}
-        readouts = {names[key]: np.asarray(stored[key], dtype=np.float32) for key in names if key in stored}
-        return Maps(np.asarray(stored.get("keys", ()), dtype=np.int64), readouts)
+        stored = read_map_file(file)
+        return Maps(stored.keys, stored.maps)
 
     def has_maps(self, record: Record) -> bool:
         """Whether maps of this image were stored."""

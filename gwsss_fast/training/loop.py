@@ -88,7 +88,7 @@ class Trainer:
         lr_columns = tuple(f"lr_{group.get('name', i)}" for i, group in enumerate(self.optimizer.param_groups))
         log = TrainingLog(self.logs, self.name, ("loss", *columns, *lr_columns), self.step)
         try:
-            with _deferred_interrupt() as interrupted, Reporter(self.name, self.total, self.step, self.console) as bar:
+            with deferred_interrupt() as interrupted, Reporter(self.name, self.total, self.step, self.console) as bar:
                 self._fit(batches, loss, log, bar, interrupted)
                 self.save(complete=True)
         finally:
@@ -188,7 +188,7 @@ class _Means:
 
 
 @contextmanager
-def _deferred_interrupt() -> Iterator[threading.Event]:
+def deferred_interrupt() -> Iterator[threading.Event]:
     """Turn the first Ctrl-C into an event, so that a step is never cut in half; the second one interrupts at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -46,6 +46,11 @@ class Run:
         """segmenter/last.pt."""
         return self.folder / "segmenter" / "last.pt"
 
+    @property
+    def map_progress(self) -> Path:
+        """cams/progress.npz: how far stage cam has come; only there while it is unfinished."""
+        return self.folder / "cams" / "progress.npz"
+
     def map_file(self, record: Record) -> Path:
         """cams/ID.npy."""
         return self.folder / "cams" / f"{record.id}.npy"
@@ -88,21 +93,36 @@ class Run:
         metrics = self.metrics()
         for name, value in values.items():
             metrics[name] = {**metrics.get(name, {}), **value} if name in _MERGED else value
+        self._write_metrics(metrics)
+
+    def _write_metrics(self, metrics: dict[str, Any]) -> None:
+        seconds = metrics.get("seconds", {})
+        metrics = {**metrics, "seconds": {name: seconds[name] for name in STAGES if name in seconds}}
         metrics = {name: value for name, value in metrics.items() if value not in ({}, [])}
         files.write_json(self.folder / "metrics.json", metrics)
 
-    def outdate_after(self, stage: str) -> None:
-        """Mark the later stages that have been worked on: their output belongs to what `stage` is about to replace."""
+    def begin(self, stage: str, resume: bool) -> None:
+        """Note that `stage` is about to run: until it ends it is not complete, and what later stages have made belongs
+        to what it replaces. Without `resume` its own former output is outdated too, until `discard` or its end."""
         metrics = self.metrics()
-        later = [name for name in STAGES[STAGES.index(stage) + 1 :] if self.begun(name)]
-        outdated = [name for name in STAGES if name in later or (name in metrics.get("outdated", []) and name != stage)]
-        if outdated or metrics.get("outdated"):
-            self.add_metrics(outdated=outdated)
+        first = STAGES.index(stage) + (1 if resume else 0)
+        begun = [name for name in STAGES[first:] if self.begun(name)]
+        outdated = [name for name in STAGES if name in begun or name in metrics.get("outdated", [])]
+        seconds = {name: value for name, value in metrics.get("seconds", {}).items() if name != stage}
+        if outdated != metrics.get("outdated", []) or seconds != metrics.get("seconds", {}):
+            self._write_metrics({**metrics, "outdated": outdated, "seconds": seconds})
+
+    def discard(self, stage: str) -> None:
+        """Remove what `stage` has made before, so that nothing of it can be taken for what it is about to make."""
+        for path in [*self.expected_files(stage), *([self.map_progress] if stage == "cam" else ())]:
+            path.unlink(missing_ok=True)
+        outdated = self.metrics().get("outdated", [])
+        if stage in outdated:
+            self.add_metrics(outdated=[name for name in outdated if name != stage])
 
     def begun(self, stage: str) -> bool:
         """Whether `stage` has left anything."""
-        checkpoints = {"classifier": self.classifier_checkpoint, "segmenter": self.segmenter_checkpoint}
-        return stage in self.metrics().get("seconds", {}) or (stage in checkpoints and checkpoints[stage].is_file())
+        return stage in self.metrics().get("seconds", {}) or any(path.is_file() for path in self.expected_files(stage))
 
     def outdated(self, stage: str) -> bool:
         """Whether the output of `stage` was made from what has been replaced since."""
