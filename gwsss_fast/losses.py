@@ -21,7 +21,7 @@ def group_loss(out: GroupOutput, labels: Tensor, weights: Sequence[float] = WEIG
     labels: (B, K, L), or (K, L) for one group, in {0, 1}. An edge's target is the AND of its two images' labels.
     weights: (final, intermediate, edge). Each loss is the multi-label cross-entropy with logits; reduction: "mean"
     over groups, nodes or edges, and classes, or "sum" over all but the groups (Eq. 13 to the letter). The edge term is
-    left out where `out.edge_logits` is None. Raises GwsssError when labels do not fit.
+    left out where `out.edge_logits` is None. Raises GwsssError when labels or weights do not fit.
     """
     if labels.dim() == 2:
         labels = labels.unsqueeze(0)
@@ -29,6 +29,8 @@ def group_loss(out: GroupOutput, labels: Tensor, weights: Sequence[float] = WEIG
         raise GwsssError(f"group_loss: labels must be {tuple(out.logits.shape)}, not {tuple(labels.shape)}")
     if reduction not in ("mean", "sum"):
         raise GwsssError(f"group_loss: reduction is {reduction!r}; choose mean or sum")
+    if len(weights) != 3:
+        raise GwsssError(f"group_loss: weights are {tuple(weights)}; give three, final, intermediate and edge")
     labels = labels.to(torch.promote_types(out.logits.dtype, torch.float32))
     final, intermediate, edge = weights
     loss = final * _term(out.logits, labels, reduction) + intermediate * _term(out.initial_logits, labels, reduction)
