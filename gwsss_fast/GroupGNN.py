@@ -90,16 +90,16 @@ class GroupGNN(nn.Module):
         gru_kernel_size: int = 1,
         reverse: str = "transpose",
         score: str = "cosine",
-        temperature: float = 15.0,
+        temperature: float = 7.0,
         centred: bool = True,
         aggregate: str = "mean",
         tied: bool = True,
-        gate_bias: float = -2.0,
+        gate_bias: float = -1.0,
         drop_scale: str = "preserve",
         drop_per_node: bool = False,
         drop_eval: str = "identity",
         node_scale: str = "unit",
-        graph_gradient: str = "full",
+        graph_gradient: str = "state",
         self_edge: bool = True,
         edge_supervision: bool = True,
         backend: str = "auto",
@@ -129,30 +129,40 @@ class GroupGNN(nn.Module):
         self.readout = nn.Linear(in_channels, num_classes)
         self.edges = EdgeReadout(in_channels, num_classes) if edge_supervision else None
 
-    def forward(self, features: Tensor) -> GroupOutput:
-        """features: (B, K, C, H, W), or (K, C, H, W) for one group (B = 1); any K >= 1, H and W."""
-        if self.backend == "auto":
-            return self._forward(features)
-        with use_backend(self.backend):
-            return self._forward(features)
+    def forward(self, features: Tensor, steps: int | None = None) -> GroupOutput:
+        """features: (B, K, C, H, W), or (K, C, H, W) for one group (B = 1); any K >= 1, H and W.
 
-    def _forward(self, features: Tensor) -> GroupOutput:
+        steps: message-passing steps of this call instead of the constructor's; 0 reads the features alone.
+        """
+        steps = self.steps if steps is None or self.steps == 0 else steps
+        if self.backend == "auto":
+            return self._forward(features, steps)
+        with use_backend(self.backend):
+            return self._forward(features, steps)
+
+    def _forward(self, features: Tensor, steps: int) -> GroupOutput:
         g = self._nodes(features)
         size = features.shape[-2:]
         initial_logits, initial_maps = _read(self.initial_readout, g, size)
-        if self.steps == 0:
+        if steps == 0:
             return GroupOutput(initial_logits, initial_logits, None, initial_maps, initial_maps, _images(g, size))
         g = g.detach() if self.graph_gradient == "none" else g
         scale = _root_mean_square(g.detach()) if self.node_scale == "unit" else None
         g = g if scale is None else g / scale
-        for step in range(1, self.steps + 1):
+        for step in range(1, steps + 1):
             g = self._step(g, size)
-            if self.dropout is not None and step < self.steps:
+            if self.dropout is not None and step < steps:
                 g = self.dropout(g)
         g = g if scale is None else g * scale
         logits, maps = _read(self.readout, g, size)
         edge_logits = self.edges(g) if self.edges is not None and self.training else None
         return GroupOutput(logits, initial_logits, edge_logits, maps, initial_maps, _images(g, size))
+
+    @torch.no_grad()
+    def start_graph(self) -> None:
+        """Copy the intermediate readout into the final one, for a graph that joins a trained classifier."""
+        if self.steps > 0:
+            self.readout.load_state_dict(self.initial_readout.state_dict())
 
     def _step(self, g: Tensor, size: torch.Size) -> Tensor:
         """One round of Eq. 8 and 2 on the nodes (B, K, N, C)."""

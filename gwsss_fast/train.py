@@ -71,10 +71,11 @@ def read_arguments(arguments: Sequence[str]) -> Arguments:
     """
     preset, output = cli.peek(arguments, "--preset"), cli.peek(arguments, "--output")
     base = preset or "quick"
+    backbone = cli.peek(arguments, "--backbone") or cli.peek(arguments, "--model.backbone")
     if preset is None and output is not None and "--resume" in arguments:
         stored = Path(output) / "config.yaml"
         base = str(stored) if stored.is_file() else base
-    default = Arguments(config=load_config(base), preset=base)
+    default = Arguments(config=load_config(base, backbone), preset=base)
     options = cli.parse(Arguments, default, arguments, "gwsss-fast train", Arguments.__doc__ or "")
     check(options.config, "command line")
     return options

@@ -194,3 +194,19 @@ def test_each_row_of_tables_iv_and_v_is_a_preset_of_differences(row: str) -> Non
 def test_check_names_its_source() -> None:
     with pytest.raises(GwsssError, match=r"command line: seed = -1"):
         check(read_config("seed: -1", "f"), "command line")
+
+
+def test_pretrained_values_hold_for_every_backbone_but_tiny(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("classifier: {size: 64, epochs: 5}\npretrained:\n  classifier: {size: 128}\n")
+    child = tmp_path / "child.yaml"
+    child.write_text("extends: own.yaml\nclassifier: {epochs: 6}\n")
+    for backbone, size in ((None, 64), ("tiny", 64), ("vgg16", 128)):
+        options = load_config(child, backbone).classifier
+        assert (options.size, options.epochs) == (size, 6)
+    path.write_text("model: {backbone: vgg16}\npretrained:\n  classifier: {size: 128, epoch: 3}\n")
+    with pytest.raises(GwsssError, match=r"pretrained\.classifier\.epoch; did you mean 'epochs'"):
+        load_config(path)
+    path.write_text("model: {backbone: vgg16}\npretrained: 3\n")
+    with pytest.raises(GwsssError, match="pretrained is a section"):
+        load_config(path)

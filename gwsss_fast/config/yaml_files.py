@@ -1,7 +1,8 @@
 """Reading and writing configurations as YAML: presets, a user's own files, and the config.yaml of a run.
 
 A file holds only what differs from its base. `extends: NAME` names the base, a preset or a file beside it; without it
-the defaults of the dataclasses are the base.
+the defaults of the dataclasses are the base. Values under `pretrained:` hold when the backbone is not `tiny`, which
+learns from scratch and wants other sizes and learning rates than a pretrained network.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ def preset_names() -> list[str]:
     return sorted(path.relative_to(PRESETS).with_suffix("").as_posix() for path in PRESETS.rglob("*.yaml"))
 
 
-def load_config(preset: str | Path) -> Config:
+def load_config(preset: str | Path, backbone: str | None = None) -> Config:
     """The configuration of a preset's name or of a YAML file, with everything it extends.
 
-    Raises GwsssError for an unknown preset, key or type; the message names the file and the closest valid name.
+    backbone: the one that will be used in place of the preset's. Raises GwsssError for an unknown preset, key or type; the message names the file and the closest valid name.
     """
-    config = _load(_find(preset, Path()), ())
+    config = _load(_find(preset, Path()), (), backbone)
     return check(config, str(preset))
 
 
@@ -83,7 +84,7 @@ def _find(preset: str | Path, beside: Path) -> Path:
     raise GwsssError(f"unknown preset {name!r}{closest(name, preset_names())}")
 
 
-def _load(path: Path, seen: tuple[Path, ...]) -> Config:
+def _load(path: Path, seen: tuple[Path, ...], backbone: str | None) -> Config:
     path = path.resolve()
     if path in seen:
         raise GwsssError(
@@ -94,9 +95,14 @@ def _load(path: Path, seen: tuple[Path, ...]) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise GwsssError(f"cannot read {path}: {error}") from error
     values = _parse(text, str(path))
-    base = values.pop("extends", None)
-    config = Config() if base is None else _load(_find(base, path.parent), (*seen, path))
-    return _merge(config, values, str(path), "")
+    base, pretrained = values.pop("extends", None), values.pop("pretrained", None)
+    config = Config() if base is None else _load(_find(base, path.parent), (*seen, path), backbone)
+    config = _merge(config, values, str(path), "")
+    if pretrained is not None and (backbone or config.model.backbone) != "tiny":
+        if not isinstance(pretrained, dict):
+            raise GwsssError(f"{path}: pretrained is a section; write its keys indented below it")
+        config = _merge(config, pretrained, str(path), "pretrained.")
+    return config
 
 
 def _parse(text: str, source: str) -> dict[str, Any]:

@@ -26,6 +26,24 @@ class _Pool(NamedTuple):
     total: int  # images in all of them
 
 
+class PhasedSampler:
+    """Groups at random in the first `random_epochs` epochs, by `sampler` from then on.
+
+    A network that starts from random weights learns slowly from batches whose images all show the same classes.
+    """
+
+    def __init__(self, sampler: GroupSampler, labels: np.ndarray, random_epochs: int) -> None:
+        self.sampler, self.random_epochs = sampler, random_epochs
+        self.random = GroupSampler(labels, sampler.group_size, "random", sampler.seed)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        """Groups (n, K) int64 of one epoch."""
+        return (self.random if epoch < self.random_epochs else self.sampler).epoch(epoch)
+
+
 class GroupSampler:
     """Draws groups of `group_size` distinct images from multi-hot `labels` (n, L).
 

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from gwsss_fast.data.images import ImageFolder, read_image, read_mask
 from gwsss_fast.data.records import Record, Split
-from gwsss_fast.data.samplers import GroupSampler
+from gwsss_fast.data.samplers import GroupSampler, PhasedSampler
 from gwsss_fast.data.transforms import seeded
 from gwsss_fast.errors import GwsssError
 
@@ -88,7 +88,7 @@ class GroupDataset(Dataset[dict[str, Tensor]]):
     def __init__(
         self,
         split: Split,
-        sampler: GroupSampler,
+        sampler: GroupSampler | PhasedSampler,
         transform: Callable[[Image.Image], Tensor],
         seed: int = 0,
         cache: ImageCache | None = None,

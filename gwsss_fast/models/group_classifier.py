@@ -47,9 +47,13 @@ class GroupClassifier(nn.Module):
         nodes = self.project(self.backbone(flat)).contiguous(memory_format=torch.channels_last)
         return nodes.unflatten(0, images.shape[:-3])
 
-    def forward(self, images: Tensor) -> GroupOutput:
-        """GroupOutput of a batch of groups (B, K, 3, H, W) or of one group (K, 3, H, W) of normalised images."""
-        return self.gnn(self.features(images))
+    def forward(self, images: Tensor, steps: int | None = None) -> GroupOutput:
+        """GroupOutput of a batch of groups (B, K, 3, H, W) or of one group (K, 3, H, W) of normalised images.
+
+        steps: message-passing steps of this call; None = the graph's own.
+        """
+        features = self.features(images)
+        return self.gnn(features) if steps is None else self.gnn(features, steps)
 
     def parameter_groups(
         self,

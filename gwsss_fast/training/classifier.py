@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from gwsss_fast.config import ClassifierConfig
-from gwsss_fast.data.samplers import GroupSampler
+from gwsss_fast.data.samplers import GroupSampler, PhasedSampler
 from gwsss_fast.data.torch_datasets import GroupDataset
 from gwsss_fast.data.transforms import ClassifierTransform
-from gwsss_fast.GroupGNN import GroupOutput
+from gwsss_fast.GroupGNN import GroupGNN, GroupOutput
 from gwsss_fast.losses import group_loss
 from gwsss_fast.models.group_classifier import GroupClassifier
 from gwsss_fast.training.batches import consecutive, epochs_of_batches, image_cache
@@ -33,14 +33,17 @@ def train_classifier(run: Run, resume: bool = False) -> str:
     GwsssError for data or options that do not fit; KeyboardInterrupt after a consistent checkpoint.
     """
     config, options, split = run.config, run.config.classifier, run.data.training
-    sampler = GroupSampler(split.labels, options.group_size, options.sampling, config.seed)
+    strategy = GroupSampler(split.labels, options.group_size, options.sampling, config.seed)
+    sampler = PhasedSampler(strategy, split.labels, options.plain_epochs)
     transform = ClassifierTransform(options.size, options.scale, options.flip, options.color_jitter, options.mode)
     torch.manual_seed(config.seed)
     model = build_classifier(config, len(run.data.classes)).to(run.device)
+    gnn = cast(GroupGNN, model.gnn)
     source = model.backbone.initialised_from
     record = checkpoint_record(run, {"classifier": source})
     online = OnlineMaps(split) if config.cam.oaa else None
     trainer = make_trainer(run, model, record)
+    plain_steps = options.plain_epochs * trainer.epoch_steps
     if online is not None:
         trainer.state = online.state
     if resume and trainer.checkpoint.is_file():
@@ -58,12 +61,17 @@ def train_classifier(run: Run, resume: bool = False) -> str:
 
     def loss(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         images, labels = (batch[name].to(run.device, non_blocking=True) for name in ("images", "labels"))
-        out: GroupOutput = model(images)
+        plain = trainer.step < plain_steps
+        if trainer.step == plain_steps > 0:
+            gnn.start_graph()
+        out: GroupOutput = model(images, steps=0 if plain else None)
         if online is not None:
             online.update(out, batch["indices"])
-        total = group_loss(out, labels, options.loss_weights, options.loss_reduction)
+        weights = PARTS["loss_initial"] if plain else options.loss_weights
+        total = group_loss(out, labels, weights, options.loss_reduction)
         with torch.no_grad():
-            names = list(PARTS) if out.edge_logits is not None else list(PARTS)[: 2 if model.gnn.steps else 1]
+            graph = gnn.steps > 0 and not plain
+            names = list(PARTS) if out.edge_logits is not None else list(PARTS)[: 2 if graph else 1]
             parts = {name: group_loss(out, labels, PARTS[name], options.loss_reduction) for name in names}
         return total, parts
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from gwsss_fast.data.samplers import GroupSampler
+from gwsss_fast.data.samplers import GroupSampler, PhasedSampler
 from gwsss_fast.errors import GwsssError
 
 label_matrices = st.tuples(st.integers(4, 30), st.integers(1, 6)).flatmap(
@@ -139,3 +139,14 @@ def test_work_for_a_group_does_not_grow_with_the_number_of_images(monkeypatch):
 def test_bad_arguments(labels, arguments, message):
     with pytest.raises(GwsssError, match=message):
         GroupSampler(labels, *arguments)
+
+
+def test_a_phased_sampler_changes_its_strategy_after_so_many_epochs():
+    labels = np.eye(4, dtype=np.uint8).repeat(5, 0)
+    greedy = GroupSampler(labels, 3, "greedy", seed=2)
+    phased = PhasedSampler(greedy, labels, 2)
+    random = GroupSampler(labels, 3, "random", seed=2)
+    assert len(phased) == 20
+    for epoch in range(4):
+        expected = random if epoch < 2 else greedy
+        np.testing.assert_array_equal(phased.epoch(epoch), expected.epoch(epoch))

@@ -23,7 +23,7 @@ from gwsss_fast.training.segmenter import build_segmenter, load_segmenter, train
 
 SMALL = """
 data: {workers: WORKERS}
-classifier: {size: 32, epochs: 2, groups: 3, group_size: 3, warmup_steps: 2, color_jitter: 0.2}
+classifier: {size: 32, epochs: 2, plain_epochs: 0, groups: 3, group_size: 3, warmup_steps: 2, color_jitter: 0.2}
 segmenter: {crop: 33, iterations: 6, batch: 5, checkpoint_every: 100}
 """
 
@@ -99,6 +99,33 @@ def test_the_segmenter_resumes_exactly(shared_voc: Path, tmp_path: Path, monkeyp
     assert (stopped["step"], stopped["epoch"], stopped["position"]) == (3, 1, 1)
     train_segmenter(broken, broken.data.training, resume=True)
     assert_same(whole.segmenter_checkpoint, broken.segmenter_checkpoint)
+
+
+@pytest.mark.parametrize("stop", [3, 4, 5])
+def test_the_graph_joins_after_the_plain_epochs_and_a_resume_there_is_exact(
+    stop: int, shared_voc: Path, tmp_path: Path
+) -> None:
+    """Epochs of four steps, the first of them plain: stopped before, at and after the step where the graph joins."""
+    text = "classifier: {plain_epochs: 1, epochs: 2}\nmax_steps: "
+    plain = make_run(tmp_path / "plain", shared_voc, f"{text}4")
+    train_classifier(plain)
+    learnt = weights(plain.classifier_checkpoint)
+    moved = {name for name, start in untrained(plain).items() if not torch.equal(learnt[name], start)}
+    assert {name for name in moved if name.startswith("gnn.")} == {
+        f"gnn.initial_readout.{x}" for x in ("weight", "bias")
+    }
+    whole = make_run(tmp_path / "whole", shared_voc, f"{text}7")
+    train_classifier(whole)
+    broken = make_run(tmp_path / "broken", shared_voc, f"{text}{stop}")
+    train_classifier(broken)
+    train_classifier(make_run(tmp_path / "broken", shared_voc, f"{text}7"), resume=True)
+    assert_same(whole.classifier_checkpoint, broken.classifier_checkpoint)
+
+
+def untrained(run: Run) -> dict[str, torch.Tensor]:
+    """The weights that the run's training starts from."""
+    torch.manual_seed(run.config.seed)
+    return build_classifier(run.config, len(run.data.classes)).state_dict()
 
 
 def test_the_classifier_learns_and_records_itself(shared_voc: Path, tmp_path: Path) -> None:
