@@ -74,7 +74,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"", "damaged"), (b"PK\x03\x04 truncated", "damaged"), (None, "does not exist")],
+    [(b"", "damaged"), (b"PK\x03\x04 half", "damaged"), (b"a text\nof lines\n", "damaged"), (None, "does not exist")],
 )
 def test_a_file_that_is_none_is_named(content: bytes | None, words: str, tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
