@@ -53,11 +53,13 @@ def restore_random_states(states: dict[str, Any]) -> None:
 
 def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
     """Write `content` atomically. Raises GwsssError when the disk refuses."""
-    with files.atomic_path(path) as temporary:
+    with files.atomic_path(path) as temporary, temporary.open("wb") as file:
         try:
-            torch.save({"format": FORMAT, **content}, temporary)
-        except RuntimeError as error:  # PyTorch's zip writer hides the operating system's error
-            raise OSError(f"{error}".splitlines()[0]) from error
+            torch.save({"format": FORMAT, **content}, file)
+        except RuntimeError as error:  # PyTorch's zip writer covers the operating system's error with its own
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
