@@ -203,18 +203,42 @@ def test_every_departure_of_the_constructor_is_listed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "heading", "preset"),
-    [("departures.md", "Preset quick", "quick"), ("authors-code.md", "With an option", "authors-code")],
+    ("page", "heading", "base", "other"),
+    [
+        ("departures.md", "Preset quick", ("paper",), ("quick",)),
+        ("departures.md", "Preset quick with another backbone", ("quick",), ("quick", "vgg16")),
+        ("authors-code.md", "With an option", ("paper",), ("authors-code",)),
+    ],
 )
-def test_every_departure_of_a_preset_is_listed(page: str, heading: str, preset: str) -> None:
+def test_every_departure_of_a_preset_is_listed(
+    page: str, heading: str, base: tuple[str, ...], other: tuple[str, ...]
+) -> None:
+    """base, other: a preset and, where it matters, the backbone it is used with."""
     _, rows = table(ROOT / "docs" / page, heading)
     listed = {row[0]: (yaml.safe_load(row[1]), yaml.safe_load(row[2])) for row in rows}
-    paper, other = load_config("paper"), load_config(preset)
+    old, new = load_config(*base), load_config(*other)
     # A graph option that `quick` leaves to the constructor is that table's business.
-    graph = {f"model.{name}" for name in inspect.signature(GroupGNN).parameters} if preset == "quick" else set()
-    assert listed.keys() == differences(paper, other).keys() - graph
+    graph = {f"model.{name}" for name in inspect.signature(GroupGNN).parameters} if other[0] == "quick" else set()
+    assert listed.keys() == differences(old, new).keys() - graph
     for key, values in listed.items():
-        assert values == tuple(plain(get_field(config, key)) for config in (paper, other)), key
+        assert values == tuple(plain(get_field(config, key)) for config in (old, new)), key
+
+
+@pytest.mark.parametrize("page", [README, ROOT / "docs" / "own-images.md"], ids=lambda page: page.name)
+def test_the_command_for_own_images_takes_the_values_of_pretrained_backbones(page: Path) -> None:
+    found = [words[3:] for words in commands(page) if words[2] == "gwsss_fast.train" and "vgg16" in words]
+    assert len(found) == 1
+    config = train.read_arguments(found[0]).config
+    assert config.model.backbone == "vgg16"
+    assert config.classifier == load_config("quick", "vgg16").classifier
+    assert (config.classifier.size, config.classifier.epochs, config.classifier.plain_epochs) == (224, 2, 1)
+
+
+def test_a_file_without_a_base_has_the_schedule_of_the_paper(tmp_path: Path) -> None:
+    (body,) = blocks(ROOT / "docs" / "own-images.md", "yaml")
+    (tmp_path / "my_images.yaml").write_text(body)
+    departing = differences(load_config("paper"), load_config(tmp_path / "my_images.yaml"))
+    assert {key for key in departing if key.startswith("classifier.")} == {"classifier.groups"}
 
 
 def plain(value: Any) -> Any:
