@@ -2,7 +2,7 @@
 
 from setuptools import find_packages, setup
 
-packages = find_packages(include=["gwsss_fast", "gwsss_fast.*"]) + ["gwsss_fast.kernels"]
+packages = [*find_packages(include=["gwsss_fast", "gwsss_fast.*"]), "gwsss_fast.kernels"]
 setup(
     packages=packages,
     package_dir={"gwsss_fast": "gwsss_fast", "gwsss_fast.kernels": "kernels"},

@@ -204,6 +204,8 @@ def test_pretrained_values_hold_for_every_backbone_but_tiny(tmp_path: Path) -> N
     for backbone, size in ((None, 64), ("tiny", 64), ("vgg16", 128)):
         options = load_config(child, backbone).classifier
         assert (options.size, options.epochs) == (size, 6)
+    child.write_text("extends: own.yaml\nmodel: {backbone: vgg16}\n")
+    assert load_config(child).classifier.size == 128
     path.write_text("model: {backbone: vgg16}\npretrained:\n  classifier: {size: 128, epoch: 3}\n")
     with pytest.raises(GwsssError, match=r"pretrained\.classifier\.epoch; did you mean 'epochs'"):
         load_config(path)

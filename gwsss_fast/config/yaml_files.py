@@ -31,7 +31,8 @@ def preset_names() -> list[str]:
 def load_config(preset: str | Path, backbone: str | None = None) -> Config:
     """The configuration of a preset's name or of a YAML file, with everything it extends.
 
-    backbone: the one that will be used in place of the preset's. Raises GwsssError for an unknown preset, key or type; the message names the file and the closest valid name.
+    backbone: the one that will be used in place of the preset's. Raises GwsssError for an unknown preset, key or type;
+    the message names the file and the closest valid name.
     """
     config = _load(_find(preset, Path()), (), backbone)
     return check(config, str(preset))
@@ -96,6 +97,8 @@ def _load(path: Path, seen: tuple[Path, ...], backbone: str | None) -> Config:
         raise GwsssError(f"cannot read {path}: {error}") from error
     values = _parse(text, str(path))
     base, pretrained = values.pop("extends", None), values.pop("pretrained", None)
+    model = values.get("model")
+    backbone = backbone or (model.get("backbone") if isinstance(model, dict) else None)
     config = Config() if base is None else _load(_find(base, path.parent), (*seen, path), backbone)
     config = _merge(config, values, str(path), "")
     if pretrained is not None and (backbone or config.model.backbone) != "tiny":
