@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import gwsss_fast
 from gwsss_fast import GroupGNN, GroupOutput, GwsssError, group_loss
 from gwsss_fast.config import load_config
 from gwsss_fast.training.build import graph_options
@@ -394,8 +393,3 @@ def test_the_authors_preset_builds_the_column_of_their_code() -> None:
         "self_edge",
         "edge_supervision",
     }
-
-
-def test_the_names_of_the_package() -> None:
-    assert gwsss_fast.GroupGNN is GroupGNN
-    assert gwsss_fast.group_loss is group_loss
