@@ -92,8 +92,8 @@ class ModelConfig:
     """Start with P = Q orthogonal, and with identities where Eq. 6 and the update map features to features."""
     gate_bias: float | None = None
     """Initial bias of the update gate; negative = opens gradually."""
-    node_scale: Literal["unit", "literal"] | None = None
-    """Divide nodes by their root mean square for the message passing, or leave them as they are."""
+    node_scale: Literal["matched", "literal"] | None = None
+    """Bring nodes to a size that suits the update's tanh for the message passing, or leave them as they are."""
     graph_gradient: Literal["full", "state", "none"] | None = None
     """How far the losses behind the graph reach into the features: through messages and state, state alone, or not."""
     self_edge: bool | None = None

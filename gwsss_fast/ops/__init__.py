@@ -7,12 +7,13 @@ from gwsss_fast.ops.attention import attention
 from gwsss_fast.ops.co_attention import REVERSES, co_attention
 from gwsss_fast.ops.conv_gru import conv_gru
 from gwsss_fast.ops.dense_crf import dense_crf
-from gwsss_fast.ops.dispatch import available, backend
+from gwsss_fast.ops.dispatch import BACKENDS, available, backend
 from gwsss_fast.ops.edge_readout import edge_readout
 from gwsss_fast.ops.graph_dropout import graph_dropout
 from gwsss_fast.reference import edge_scores
 
 __all__ = [
+    "BACKENDS",
     "REVERSES",
     "attention",
     "available",

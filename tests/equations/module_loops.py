@@ -23,7 +23,7 @@ class Options:
     drop_threshold: float = 0.7
     keep_scale: bool = False
     centred: bool = False
-    unit_nodes: bool = False
+    matched_nodes: bool = False
 
 
 def to_positions(x: np.ndarray) -> np.ndarray:
@@ -107,9 +107,9 @@ def group_reasoning(features: np.ndarray, weights: Weights, options: Options) ->
     groups, nodes, channels, height, width = features.shape
     flat = (groups * nodes, channels, height, width)
     sizes = np.ones((groups, nodes, 1, 1, 1))
-    if options.unit_nodes:
+    if options.matched_nodes:
         for b, i in np.ndindex(groups, nodes):
-            sizes[b, i] = root_mean_square(to_positions(features)[b, i])
+            sizes[b, i] = 4 * root_mean_square(to_positions(features)[b, i])
     state = features / sizes
     for step in range(options.steps):
         m = to_maps(message(to_positions(state), weights, options), height, width)

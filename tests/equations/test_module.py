@@ -106,7 +106,7 @@ def test_eval_has_no_dropout_and_no_edges() -> None:
         ({"aggregate": "mean"}, {"aggregate": "mean"}),
         ({"self_edge": False}, {"self_edge": False}),
         ({"score": "cosine", "temperature": 5.0, "centred": True}, {"temperature": 5.0, "centred": True}),
-        ({"node_scale": "unit"}, {"unit_nodes": True}),
+        ({"node_scale": "matched"}, {"matched_nodes": True}),
         ({"score": "cosine", "temperature": 2.0, "reverse": "directed"}, {"temperature": 2.0, "reverse": "directed"}),
     ],
     ids=str,
