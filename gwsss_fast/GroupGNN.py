@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.layers import CoAttention, ConvGRU, EdgeReadout, GraphDropout, SelfEdge
+from gwsss_fast.layers.graph_dropout import mean_square
 from gwsss_fast.ops import BACKENDS
 from gwsss_fast.ops import backend as use_backend
 
@@ -175,9 +176,7 @@ class GroupGNN(nn.Module):
         """What the nodes (B, K, N, C) are divided by before the first step, (B, K, 1, 1); never zero."""
         if self.node_scale == "literal":
             return g.new_ones(1, 1, 1, 1)
-        wide = g.to(torch.promote_types(g.dtype, torch.float32))
-        size = TANH_ROOM * wide.square().mean((2, 3), keepdim=True).sqrt()
-        return size.clamp_min(1e-6).to(g.dtype)
+        return (TANH_ROOM * mean_square(g).sqrt()).clamp_min(1e-6).to(g.dtype)
 
     @torch.no_grad()
     def start_graph(self) -> None:

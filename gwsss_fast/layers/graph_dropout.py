@@ -48,15 +48,12 @@ class GraphDropout(nn.Module):
         dropped = ops.graph_dropout(g, r, self.drop_rate, self.drop_threshold)
         if self.scale == "literal":
             return dropped
-        before, after = (
-            x.to(torch.promote_types(x.dtype, torch.float32)).square().mean((2, 3), keepdim=True)
-            for x in (g.detach(), dropped.detach())
-        )
+        before, after = mean_square(g.detach()), mean_square(dropped.detach())
         # A map that was dropped as a whole stays zero: nothing is left to scale.
         factor = torch.where(after > 0, before / after.clamp_min(torch.finfo(after.dtype).tiny), 0.0).sqrt()
         return dropped * factor.to(dropped.dtype)
 
 
-def _mean_square(x: Tensor) -> Tensor:
+def mean_square(x: Tensor) -> Tensor:
     """Of each node (B, K, N, C), (B, K, 1, 1); 16-bit values would overflow in their own dtype."""
     return x.to(torch.promote_types(x.dtype, torch.float32)).square().mean((2, 3), keepdim=True)
