@@ -5,12 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from gwsss_fast.data import embedded
 from tests.command_line import run_train
 
+THREADS = torch.get_num_threads()
 COLOURS = {1: (200, 40, 40), 2: (40, 180, 60), 3: (50, 60, 210)}
+
+
+def pytest_runtest_teardown() -> None:
+    """Give PyTorch's thread count back: `--threads` sets it for the process, and sums depend on it in the last bit."""
+    torch.set_num_threads(THREADS)
 
 
 def draw_voc(root: Path, train: int = 12, val: int = 4, side: int = 48) -> Path:
