@@ -1,5 +1,9 @@
-"""What tests of several rooms share: a data set of VOC layout that is drawn in a moment."""
+"""What tests of several rooms share: a data set of VOC layout that is drawn in a moment.
 
+Without a GPU Triton interprets its kernels on the CPU, which has to be said before they are imported.
+"""
+
+import os
 import shutil
 from pathlib import Path
 
@@ -7,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from gwsss_fast.data import embedded
 from tests.command_line import run_train

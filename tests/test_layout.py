@@ -16,7 +16,7 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
 FLOOR = {"errors", "files"}
-BACKENDS = {"reference", "aten", "kernels", "native"}
+BACKENDS = {"reference", "aten", "launch", "native"}
 MODULE = {"layers", "GroupGNN", "losses"}
 PIPELINE = {"training", "labels", "export", "report"}
 COMMANDS = {
@@ -42,6 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "files": {"errors"},
     "reference": set(),
     "kernels": set(),
+    "launch": FLOOR | {"kernels"},  # allocates what a Triton kernel writes, and starts it
     "aten": set(),
     "native": FLOOR,
     "ops": FLOOR | BACKENDS,
@@ -66,6 +67,7 @@ ONLY_EXTERNAL = {
     "reference": {"torch"},
     "aten": {"torch"},
     "kernels": {"triton"},
+    "launch": {"torch", "triton"},
 }
 
 

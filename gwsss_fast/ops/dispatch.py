@@ -27,12 +27,17 @@ _announced: set[str] = set()
 
 @dataclass(frozen=True)
 class Kernel:
-    """A backend's functions for one operation. `refuse(*tensors)` gives the reason why these inputs cannot be run."""
+    """A backend's functions for one operation.
+
+    `missing()` gives the reason why it cannot be used on this machine, `refuse(*tensors)` why it cannot take these
+    inputs. `only_on_request(*tensors)`: "auto" leaves it out although it could run, as with interpreted kernels.
+    """
 
     forward: Callable[..., Any]
     backward: Callable[..., Any]
     refuse: Callable[..., str | None] = lambda *tensors: None
     missing: Callable[[], str | None] = lambda: None
+    only_on_request: Callable[..., bool] = lambda *tensors: False
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,8 @@ def choose(operation: str, *tensors: Tensor) -> str:
             raise GwsssError(f"{operation}: backend {_forced!r} cannot run this: {reason}")
         return _forced
     for name in _preference[operation]:
-        if kernels[name].missing() is None and kernels[name].refuse(*tensors) is None:
+        entry = kernels[name]
+        if not entry.only_on_request(*tensors) and entry.missing() is None and entry.refuse(*tensors) is None:
             _announce_fallback(operation, name, tensors[0].device.type)
             return name
     return "reference"

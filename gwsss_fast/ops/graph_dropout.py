@@ -4,43 +4,47 @@ import torch
 from torch import Tensor
 
 from gwsss_fast import reference
-from gwsss_fast.ops import dispatch
+from gwsss_fast.ops import dispatch, triton_kernels
 
 dispatch.register(
     "graph_dropout", "reference", dispatch.Kernel(reference.graph_dropout, reference.graph_dropout_backward)
 )
+triton_kernels.register("graph_dropout")
 
 
 @torch.library.custom_op("gwsss_fast::graph_dropout", mutates_args=())
-def _graph_dropout(g: Tensor, r: Tensor, drop_rate: float, drop_threshold: float, backend: str) -> Tensor:
-    return dispatch.kernel("graph_dropout", backend).forward(g, r, drop_rate, drop_threshold).contiguous()
+def _graph_dropout(
+    g: Tensor, r: Tensor, drop_rate: float, drop_threshold: float, backend: str
+) -> tuple[Tensor, Tensor]:
+    out, o = dispatch.kernel("graph_dropout", backend).forward(g, r, drop_rate, drop_threshold)
+    return out.contiguous(), o.contiguous()
 
 
 @_graph_dropout.register_fake
-def _(g: Tensor, r: Tensor, drop_rate: float, drop_threshold: float, backend: str) -> Tensor:
-    return g.new_empty(g.shape)
+def _(g: Tensor, r: Tensor, drop_rate: float, drop_threshold: float, backend: str) -> tuple[Tensor, Tensor]:
+    statistics = g.dtype if g.dtype == torch.float64 else torch.float32
+    return g.new_empty(g.shape), g.new_empty(g.shape[:3], dtype=statistics)
 
 
 @torch.library.custom_op("gwsss_fast::graph_dropout_backward", mutates_args=())
 def _graph_dropout_backward(
-    grad: Tensor, g: Tensor, r: Tensor, drop_rate: float, drop_threshold: float, backend: str
+    grad: Tensor, g: Tensor, o: Tensor, r: Tensor, drop_rate: float, drop_threshold: float, backend: str
 ) -> Tensor:
-    return dispatch.kernel("graph_dropout", backend).backward(grad, g, r, drop_rate, drop_threshold).contiguous()
+    return dispatch.kernel("graph_dropout", backend).backward(grad, g, o, r, drop_rate, drop_threshold).contiguous()
 
 
 @_graph_dropout_backward.register_fake
-def _(grad: Tensor, g: Tensor, r: Tensor, drop_rate: float, drop_threshold: float, backend: str) -> Tensor:
+def _(grad: Tensor, g: Tensor, o: Tensor, r: Tensor, drop_rate: float, drop_threshold: float, backend: str) -> Tensor:
     return g.new_empty(g.shape)
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     g, r, *ctx.options = inputs
-    ctx.save_for_backward(g, r)
+    ctx.save_for_backward(g, output[1], r)
 
 
-def _backward(ctx, grad):  # type: ignore[no-untyped-def]
-    g, r = ctx.saved_tensors
-    grad_g = dispatch.without_autocast(_graph_dropout_backward, grad, g, r, *ctx.options)
+def _backward(ctx, grad, _grad_o):  # type: ignore[no-untyped-def]
+    grad_g = dispatch.without_autocast(_graph_dropout_backward, grad, *ctx.saved_tensors, *ctx.options)
     return grad_g, None, None, None, None
 
 
@@ -63,4 +67,4 @@ def graph_dropout(g: Tensor, r: Tensor, drop_rate: float = 0.8, drop_threshold: 
     )
     dispatch.check(r.device == g.device, f"graph_dropout: r is on {r.device} but g is on {g.device}; move one of them")
     backend = dispatch.choose("graph_dropout", g, r)
-    return dispatch.without_autocast(_graph_dropout, g, r, drop_rate, drop_threshold, backend)
+    return dispatch.without_autocast(_graph_dropout, g, r, drop_rate, drop_threshold, backend)[0]

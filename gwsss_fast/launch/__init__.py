@@ -1,0 +1,1 @@
+"""Starts the Triton kernels of `kernels/`: allocates their results, picks their tiles, knows when they cannot run."""
