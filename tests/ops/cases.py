@@ -96,9 +96,9 @@ def case_id(case: Case) -> str:
     return "-".join([case.name, *(str(option) for option in case.options)])
 
 
-def usable(case: Case) -> list[str]:
+def usable(case: Case, dtype: torch.dtype = torch.float32) -> list[str]:
     """Backends that can run this case here."""
-    tensors = case.tensors(dense, SHAPES[0], torch.float32, 0)
+    tensors = case.tensors(dense, SHAPES[0], dtype, 0)
     names = [name for name, state in ops.available()[case.name].items() if state]
     return [name for name in names if dispatch.kernel(case.name, name).refuse(*tensors) is None]
 
