@@ -33,17 +33,27 @@ class Launch:
 
 
 _recording: list[Launch] | None = None
+_recorded_card = "none"
 
 
 @contextmanager
-def record() -> Iterator[list[Launch]]:
-    """Inside the block kernels are listed, not run. Meant for tensors on the `meta` device, which hold no values."""
-    global _recording
-    before, _recording = _recording, []
+def record(card: str = "none") -> Iterator[list[Launch]]:
+    """Inside the block kernels are listed, not run. Meant for tensors on the `meta` device, which hold no values.
+
+    card: the GPU whose tiles are chosen, such as "sm_90".
+    """
+    global _recording, _recorded_card
+    before, before_card = _recording, _recorded_card
+    _recording, _recorded_card = [], card
     try:
         yield _recording
     finally:
-        _recording = before
+        _recording, _recorded_card = before, before_card
+
+
+def recorded_card() -> str:
+    """The card that starts are being recorded for, "none" outside `record`."""
+    return _recorded_card
 
 
 def launch(kernel: Any, grid: Sequence[int], *arguments: Any, tiles: Tiles, **constants: Any) -> None:
