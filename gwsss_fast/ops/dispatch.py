@@ -133,7 +133,7 @@ def _announce_fallback(operation: str, name: str, device: str) -> None:
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors as autocast wants them: cast to its dtype when it is on for their device, else unchanged."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):  # PyTorch knows no autocast for meta tensors
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors)
@@ -141,7 +141,10 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def without_autocast(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call `function` with autocast off on the device of its first argument, which has been cast already."""
-    with torch.autocast(arguments[0].device.type, enabled=False):
+    device = arguments[0].device.type
+    if device == "meta":
+        return function(*arguments)
+    with torch.autocast(device, enabled=False):
         return function(*arguments)
 
 
