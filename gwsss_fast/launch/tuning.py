@@ -133,7 +133,8 @@ def tiles_for(
     if _requests is not None:
         _requests.append(Request(name, key, heuristic, tuple(candidates), run))
     card, blocks = card_of(tensor), tuple(heuristic.blocks)
-    found = lookup(name, card, key, blocks, own_folder())
+    # What was found here holds for this machine's card; a recorded start is for one that need not be here.
+    found = lookup(name, card, key, blocks, own_folder()) if tensor.is_cuda else None
     if found is not None:
         return found
     shipped = lookup(name, card, key, blocks, SHIPPED) or heuristic
