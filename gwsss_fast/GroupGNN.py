@@ -105,7 +105,7 @@ class GroupGNN(nn.Module):
         drop_per_node: bool = False,
         drop_eval: str = "identity",
         node_scale: str = "matched",
-        graph_gradient: str = "state",
+        graph_gradient: str = "none",
         self_edge: bool = True,
         edge_supervision: bool = True,
         backend: str = "auto",
@@ -187,9 +187,10 @@ class GroupGNN(nn.Module):
     def _step(self, g: Tensor, size: torch.Size) -> Tensor:
         """One round of Eq. 8 and 2 on the nodes (B, K, N, C)."""
         senders = g if self.graph_gradient == "full" else g.detach()
-        message = self.co_attention(senders)
-        if self.self_edge is not None:
-            message = message + self.self_edge(senders)
+        if self.self_edge is None:
+            message = self.co_attention(senders)
+        else:
+            message = self.self_edge(senders, *self.co_attention.unscaled(senders))
         state = self.update(_images(message, size).flatten(0, 1), _images(g, size).flatten(0, 1))
         return state.permute(0, 2, 3, 1).reshape(g.shape)
 

@@ -34,6 +34,7 @@ class SelfEdge(nn.Module):
             nn.init.eye_(self.h.weight)
             nn.init.zeros_(self.h.bias)
 
-    def forward(self, g: Tensor) -> Tensor:
-        """g: (B, K, N, C). Returns (B, K, N, C)."""
-        return ops.attention(*scored(self.f(g), self.k(g), self.score, self.temperature, self.centred), self.h(g)) + g
+    def forward(self, g: Tensor, message: Tensor | None = None, message_scale: float = 1.0) -> Tensor:
+        """g, message: (B, K, N, C). Returns (B, K, N, C), with message_scale * message added if there is one."""
+        factors = scored(self.f(g), self.k(g), self.score, self.temperature, self.centred)
+        return ops.attention(*factors, self.h(g), residual=g, message=message, message_scale=message_scale)

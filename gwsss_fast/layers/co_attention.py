@@ -49,8 +49,13 @@ class CoAttention(nn.Module):
 
     def forward(self, g: Tensor) -> Tensor:
         """g: (B, K, N, C). Returns the messages (B, K, N, C); zeros for K = 1."""
+        messages, scale = self.unscaled(g)
+        return messages if scale == 1 else messages * scale
+
+    def unscaled(self, g: Tensor) -> tuple[Tensor, float]:
+        """The sum over the senders and what it has to be multiplied by, for whoever adds it to something anyway."""
         messages = ops.co_attention(*self.factors(g), g, reverse=self.reverse)
-        return messages / max(g.shape[1] - 1, 1) if self.aggregate == "mean" else messages
+        return messages, 1 / max(g.shape[1] - 1, 1) if self.aggregate == "mean" else 1.0
 
     @torch.no_grad()
     def rows(self, g: Tensor, receiver: int) -> Tensor:

@@ -4,10 +4,12 @@ import torch
 from torch import Tensor
 
 from gwsss_fast import reference
-from gwsss_fast.ops import dispatch
+from gwsss_fast.launch import edges
+from gwsss_fast.ops import dispatch, triton_kernels
 
 REVERSES = ("transpose", "directed")
 dispatch.register("co_attention", "reference", dispatch.Kernel(reference.co_attention, reference.co_attention_backward))
+triton_kernels.register("co_attention", refuse=lambda p, q, g: edges.refuse(p, g))
 
 
 @torch.library.custom_op("gwsss_fast::co_attention", mutates_args=())
@@ -24,19 +26,19 @@ def _(p: Tensor, q: Tensor, g: Tensor, reverse: str, backend: str) -> tuple[Tens
 
 @torch.library.custom_op("gwsss_fast::co_attention_backward", mutates_args=())
 def _co_attention_backward(
-    grad: Tensor, p: Tensor, q: Tensor, g: Tensor, out: Tensor, row_lse: Tensor, reverse: str, backend: str
+    grad: Tensor, p: Tensor, q: Tensor, g: Tensor, row_lse: Tensor, reverse: str, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return dispatch.kernel("co_attention", backend).backward(grad, p, q, g, out, row_lse, reverse)
+    return dispatch.kernel("co_attention", backend).backward(grad, p, q, g, row_lse, reverse)
 
 
 @_co_attention_backward.register_fake
-def _(grad, p, q, g, out, row_lse, reverse, backend):  # type: ignore[no-untyped-def]
+def _(grad, p, q, g, row_lse, reverse, backend):  # type: ignore[no-untyped-def]
     return tuple(x.new_empty(x.shape) for x in (p, q, g))
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     p, q, g, ctx.reverse, ctx.backend = inputs
-    ctx.save_for_backward(p, q, g, *output)
+    ctx.save_for_backward(p, q, g, output[1])
 
 
 def _backward(ctx, grad, _grad_row_lse):  # type: ignore[no-untyped-def]

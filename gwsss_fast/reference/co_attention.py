@@ -44,7 +44,7 @@ def co_attention(p: Tensor, q: Tensor, g: Tensor, reverse: str = "transpose") ->
 
 
 def co_attention_backward(
-    grad: Tensor, p: Tensor, q: Tensor, g: Tensor, out: Tensor, row_lse: Tensor, reverse: str = "transpose"
+    grad: Tensor, p: Tensor, q: Tensor, g: Tensor, row_lse: Tensor, reverse: str = "transpose"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of p, q and g: the sum of every edge's attention gradients."""
     grad, wide_p, wide_q, wide_g = (accumulate(x) for x in (grad, p, q, g))
@@ -56,7 +56,7 @@ def co_attention_backward(
                 continue
             left, right = sides(wide_p, wide_q, i, j, reverse)
             grad_left, grad_right = sides(grads[0], grads[1], i, j, reverse)
-            edge = attention_backward(grad[:, i], left, right, wide_g[:, j], out[:, i], row_lse[:, i, j])
+            edge = attention_backward(grad[:, i], left, right, wide_g[:, j], row_lse[:, i, j])
             grad_left += edge[0]
             grad_right += edge[1]
             grads[2][:, j] += edge[2]

@@ -49,6 +49,14 @@ def _edge(make: Make, shape: Sequence[int], dtype: torch.dtype, seed: int) -> li
     return [make(size, dtype, generator) for size in sizes]
 
 
+def _edge_and_addends(make: Make, shape: Sequence[int], dtype: torch.dtype, seed: int) -> list[Tensor]:
+    return [
+        *_edge(make, shape, dtype, seed),
+        *_nodes(make, shape, dtype, seed + 100),
+        *_nodes(dense, shape, dtype, seed),
+    ]
+
+
 def _nodes(make: Make, shape: Sequence[int], dtype: torch.dtype, seed: int) -> list[Tensor]:
     return _edge(make, shape, dtype, seed)[2:]
 
@@ -75,7 +83,16 @@ def _gru(kernel: int) -> Callable[..., list[Tensor]]:
 
 library = torch.ops.gwsss_fast
 CASES = [
-    Case("attention", ops.attention, _edge, lambda: library.attention),
+    Case("attention", ops.attention, _edge, lambda: library.attention, (None, None, 1.0)),
+    Case(
+        "attention",
+        lambda q, k, v, residual, message: ops.attention(
+            q, k, v, residual=residual, message=message, message_scale=0.3
+        ),
+        _edge_and_addends,
+        lambda: library.attention,
+        (0.3,),
+    ),
     Case("co_attention", ops.co_attention, _edge, lambda: library.co_attention, ("transpose",)),
     Case(
         "co_attention",

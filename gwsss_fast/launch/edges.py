@@ -1,0 +1,100 @@
+"""What the launchers of attention and co-attention share: layouts, arithmetic, and the tiles of their kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gwsss_fast.launch.launcher import Tiles, blocks, power_of_two
+from gwsss_fast.launch.tuning import dtype_name, tiles_for
+
+LARGEST_RANK, MOST_CHANNELS = 256, 1024
+_MULTIPROCESSORS = 128  # about what a large card has; fewer programs than this leave some idle
+
+
+def refuse(factor: Tensor, values: Tensor) -> str | None:
+    """Why the kernels cannot take factors (..., N, D) and values (..., N, C), or None."""
+    if 0 in (factor.shape[-1], values.shape[-1]):
+        return "it needs at least one channel"
+    if factor.shape[-1] > LARGEST_RANK:
+        return f"its tiles hold factors of up to {LARGEST_RANK} channels, not {factor.shape[-1]}"
+    if values.shape[-1] > MOST_CHANNELS:
+        return f"it takes values of up to {MOST_CHANNELS} channels, not {values.shape[-1]}"
+    return None
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """(..., N, W) as (rows, W) with unit stride inside; a copy unless rows follow each other evenly."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.stride(1) == 1 else rows.contiguous()
+
+
+def factor_rows(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of both factors with one stride."""
+    left, right = rows_of(left), rows_of(right)
+    if left.stride(0) != right.stride(0):
+        left, right = left.contiguous(), right.contiguous()
+    return left, right
+
+
+def precision(x: Tensor) -> str:
+    """How products take their operands: full float32 unless tf32 is allowed; the interpreter has none for bfloat16."""
+    if x.dtype == torch.float32:
+        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    return "upcast" if x.dtype == torch.bfloat16 and x.device.type == "cpu" else "ieee"
+
+
+class Edges:
+    """Sizes and arithmetic of one call over `nodes` nodes of N positions, and the tiles that follow from them."""
+
+    def __init__(self, operation: str, factor: Tensor, values: Tensor, nodes: int) -> None:
+        self.operation, self.values, self.nodes = operation, values, nodes
+        self.positions, self.rank, self.channels = values.shape[-2], factor.shape[-1], values.shape[-1]
+        self.sizes = (self.positions, self.rank, self.channels)
+        self.precision = precision(values)
+        # Weights are multiplied by 2^power before they are rounded: float16 loses digits below 2^-14, where a nearly
+        # uniform softmax over many positions lies. The sum is divided by it again, in float32.
+        self.power = 12 if values.dtype == torch.float16 else 0
+
+    def parts(self, tiles: Tiles) -> int:
+        """Programs over the positions of all nodes."""
+        return self.nodes * blocks(self.positions, tiles.blocks["BLOCK_M"])
+
+    def shares(self, tiles: Tiles) -> int:
+        """Among how many programs the blocks of C are shared out: one walks over all of them and finds the statistics
+        once, but where that leaves multiprocessors idle each block gets its own."""
+        return 1 if self.parts(tiles) >= _MULTIPROCESSORS else blocks(self.channels, tiles.blocks["BLOCK_C"])
+
+    def constants(self, tiles: Tiles) -> dict[str, Any]:
+        """The kernels' compile-time arguments that are no tile sizes."""
+        size = tiles.blocks
+        return {
+            "PRECISION": self.precision,
+            "FULL_D": self.rank % size.get("BLOCK_G", size["BLOCK_D"]) == 0 and self.rank == size["BLOCK_D"],
+            "FULL_C": self.channels % size["BLOCK_C"] == 0,
+        }
+
+    def start(self, name: str, heuristic: Tiles, run: Callable[[Tiles], None]) -> None:
+        """Run a kernel with its tiles."""
+        key: dict[str, Any] = {"D": self.rank, "C": self.channels, "N": self.positions, "nodes": self.nodes}
+        key |= {"dtype": dtype_name(self.values), "precision": self.precision}
+        run(tiles_for(f"{self.operation}.{name}", self.values, key, heuristic, [], run))
+
+    def start_weighted(self, name: str, run: Callable[[Tiles], None]) -> None:
+        d, c = power_of_two(self.rank), min(power_of_two(self.channels), 256)
+        self.start(name, Tiles({"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_D": d, "BLOCK_C": c}, 8, 2), run)
+
+    def start_receivers(self, name: str, run: Callable[[Tiles], None]) -> None:
+        d, c = power_of_two(self.rank), min(power_of_two(self.channels), 128)
+        held = blocks(self.channels, c)
+        b = {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_D": d, "BLOCK_G": min(d, 128), "BLOCK_C": c, "HELD": held}
+        self.start(name, Tiles(b, 4, 2), run)
+
+    def start_senders(self, name: str, run: Callable[[Tiles], None]) -> None:
+        d, c = power_of_two(self.rank), min(power_of_two(self.channels), 128)
+        held = blocks(self.channels, c)
+        b = {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_D": d, "BLOCK_C": c, "HELD": held}
+        self.start(name, Tiles(b, 4, 2), run)
