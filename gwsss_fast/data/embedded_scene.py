@@ -16,7 +16,7 @@ FACTOR = 2  # everything is drawn at twice the size and averaged: smooth edges
 HIDDEN_SHARE = 0.15  # things whose telling part stands behind something
 
 _OBJECTS_PER_IMAGE = ((1, 0.42), (2, 0.46), (3, 0.12))
-_AREAS = {1: (0.13, 0.33), 2: (0.10, 0.21), 3: (0.085, 0.14)}  # share of the image, one thing
+_AREAS = {1: (0.28, 0.48), 2: (0.18, 0.28), 3: (0.12, 0.18)}  # share of the image, one thing
 _SIZES = ((128, 112), (128, 128), (144, 112), (112, 128), (136, 112), (120, 128))  # (width, height) at size 128
 _COMPANION = {a: b for pair in COMPANIONS for a, b in (pair, pair[::-1])}
 
@@ -140,8 +140,8 @@ def _plan_instance(rng: np.random.Generator, class_index: int, number: int, widt
         squash=float(rng.uniform(0.9, 1.12)),
         hue=float((thing.hue + rng.normal(0, 0.008)) % 1),
         body=(
-            float((thing.body_hue + rng.normal(0, 0.15)) % 1),
-            float(rng.uniform(0.12, 0.34)),
+            float((thing.body_hue + rng.normal(0, 0.06)) % 1),
+            float(rng.uniform(0.14, 0.41)),
             float(rng.uniform(0.42, 0.82)),
         ),
         texture=(

@@ -1,8 +1,8 @@
 """The eight things of the embedded data set: outlines of their parts, and the patterns painted on them.
 
-Every thing is articulated: a body, limbs and trimmings in muted colours with a faint texture of the class, and one
-small telling part in a saturated colour with a strong pattern. A classifier is content with the telling part; the
-remainder can still be recognised by comparing images of the same class.
+Every thing is articulated: a body, limbs and trimmings in muted colours, whose hue and faint texture lean towards those
+of the class, and one small telling part in a saturated colour with a strong pattern. A classifier is content with the
+telling part; the remainder can still be recognised by comparing images of the same class.
 
 Coordinates are the thing's own: x to the right, y downwards, the thing about 2 units high, (n, 2) points an outline.
 """
@@ -32,7 +32,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Thing:
-    """One class. `hue` is that of the telling part, `body_hue` a weak preference; both in 0..1.
+    """One class. `hue` is that of the telling part, `body_hue` about that of the rest; both in 0..1.
 
     `pattern(u, v)` gives 0..1 on the telling part, `texture(u, v)` -1..1 elsewhere, (u, v) in the thing's coordinates.
     """

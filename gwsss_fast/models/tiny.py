@@ -8,10 +8,10 @@ from gwsss_fast.models.base import Backbone
 
 
 class Tiny(Backbone):
-    """Five 3x3 convolutions, three of stride 2: (B, 3, H, W) -> (B, 128, ceil(H / 8), ceil(W / 8)).
+    """Five convolutions, three of stride 2: (B, 3, H, W) -> (B, 128, ceil(H / 8), ceil(W / 8)).
 
-    One output sees 47x47 pixels: enough for a part of an object, too little to name a class from the whole scene, which
-    keeps the activation maps of so small a network local. Group norm, not batch norm: the images of a group share their
+    One output sees 31x31 pixels: enough for a part of an object, too little to name a class from the whole scene, which
+    keeps the activation maps of so small a network local (the fourth convolution is 1x1 for that reason). Group norm, not batch norm: the images of a group share their
     labels, so statistics over the batch would tell the class while training and mislead without it.
     """
 
@@ -23,9 +23,9 @@ class Tiny(Backbone):
         super().__init__()
         layers: list[nn.Module] = []
         previous = 3
-        for channels, stride in ((32, 2), (64, 2), (96, 2), (128, 1), (128, 1)):
+        for channels, kernel, stride in ((32, 3, 2), (64, 3, 2), (96, 3, 2), (128, 1, 1), (128, 3, 1)):
             layers += [
-                nn.Conv2d(previous, channels, 3, stride=stride, padding=1, bias=False),
+                nn.Conv2d(previous, channels, kernel, stride=stride, padding=kernel // 2, bias=False),
                 nn.GroupNorm(8, channels),
                 nn.ReLU(inplace=True),
             ]
