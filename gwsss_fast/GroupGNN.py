@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.layers import CoAttention, ConvGRU, EdgeReadout, GraphDropout, SelfEdge
@@ -80,6 +81,8 @@ class GroupGNN(nn.Module):
             features and the graph reads them.
         self_edge: with the self-attention edge of Eq. 6.
         edge_supervision: with edge logits (Eq. 14 to 17) while training.
+        checkpoint_steps: while training, keep only the nodes between steps and compute each step again in the backward
+            pass: less memory for about a third more time.
         backend: backend of the operations ("auto" or one of `ops.BACKENDS`).
 
     Raises GwsssError for an unknown option.
@@ -108,6 +111,7 @@ class GroupGNN(nn.Module):
         graph_gradient: str = "none",
         self_edge: bool = True,
         edge_supervision: bool = True,
+        checkpoint_steps: bool = False,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -122,6 +126,7 @@ class GroupGNN(nn.Module):
         if backend not in ("auto", *BACKENDS):
             raise GwsssError(f"backend is {backend!r}; choose from auto, {', '.join(BACKENDS)}")
         self.in_channels, self.num_classes, self.steps, self.backend = in_channels, num_classes, steps, backend
+        self.checkpoint_steps = checkpoint_steps
         self.graph_gradient = _one_of("graph_gradient", graph_gradient, GRAPH_GRADIENTS)
         self.node_scale = _one_of("node_scale", node_scale, NODE_SCALES)
         self.initial_readout = nn.Linear(in_channels, num_classes)
@@ -163,9 +168,10 @@ class GroupGNN(nn.Module):
         size_of_nodes = self._size_of_nodes(g)
         g = g / size_of_nodes
         for step in range(1, steps + 1):
-            g = self._step(g, size)
-            if self.dropout is not None and step < steps:
-                g = self.dropout(g)
+            if self.checkpoint_steps and self.training:
+                g = checkpoint(self._step, g, size, step < steps, use_reentrant=False)
+            else:
+                g = self._step(g, size, step < steps)
         g = g * size_of_nodes
         logits, maps = _read(self.readout, g, size)
         edge_logits = self.edges(g) if self.edges is not None and self.training else None
@@ -184,15 +190,16 @@ class GroupGNN(nn.Module):
         if self.steps > 0:
             self.readout.load_state_dict(self.initial_readout.state_dict())
 
-    def _step(self, g: Tensor, size: torch.Size) -> Tensor:
-        """One round of Eq. 8 and 2 on the nodes (B, K, N, C)."""
+    def _step(self, g: Tensor, size: torch.Size, feeds_another: bool) -> Tensor:
+        """One round of Eq. 8 and 2 on the nodes (B, K, N, C); graph dropout on what feeds another step."""
         senders = g if self.graph_gradient == "full" else g.detach()
         if self.self_edge is None:
             message = self.co_attention(senders)
         else:
             message = self.self_edge(senders, *self.co_attention.unscaled(senders))
         state = self.update(_images(message, size).flatten(0, 1), _images(g, size).flatten(0, 1))
-        return state.permute(0, 2, 3, 1).reshape(g.shape)
+        g = state.permute(0, 2, 3, 1).reshape(g.shape)
+        return self.dropout(g) if self.dropout is not None and feeds_another else g
 
     def _nodes(self, features: Tensor) -> Tensor:
         """The features as nodes (B, K, N, C); no copy when they are channels last."""

@@ -40,6 +40,7 @@ VALUES: dict[str, list[Any]] = {
     "graph_gradient": ["full", "state", "none"],
     "self_edge": [False],
     "edge_supervision": [False],
+    "checkpoint_steps": [True],
     "backend": ["reference", "aten"],
 }
 BAD: list[tuple[str, Any]] = [

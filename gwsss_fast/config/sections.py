@@ -100,6 +100,8 @@ class ModelConfig:
     """Use the self edge (Eq. 6)."""
     edge_supervision: bool | None = None
     """Use the edge-aware classifier (Eq. 14-17)."""
+    checkpoint_steps: bool | None = None
+    """Less memory in training: compute each message-passing step again in the backward pass."""
 
 
 @dataclass(frozen=True)
