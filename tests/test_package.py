@@ -76,7 +76,9 @@ def test_the_poison_works(poison: Path) -> None:
 def test_the_wheel_holds_every_file_of_the_package(unpacked: Path) -> None:
     code = {path for path in (ROOT / "gwsss_fast").rglob("*.py")}
     data = {
-        path for pattern in ("presets/**/*.yaml", "report/templates/*") for path in (ROOT / "gwsss_fast").glob(pattern)
+        path
+        for pattern in ("presets/**/*.yaml", "report/templates/*", "launch/tuned/*.json")
+        for path in (ROOT / "gwsss_fast").glob(pattern)
     }
     expected = {path.relative_to(ROOT) for path in (*code, *data)} | {Path("gwsss_fast/py.typed")}
     expected |= {Path("gwsss_fast") / path.relative_to(ROOT) for path in (ROOT / "kernels").rglob("*.py")}

@@ -139,7 +139,7 @@ def tiles_for(
         return found
     shipped = lookup(name, card, key, blocks, SHIPPED) or heuristic
     if run is not None and candidates and _may_time(tensor):
-        return tune(name, card, key, _distinct([shipped, heuristic, *candidates]), run)
+        return tune(name, card, key, distinct([shipped, heuristic, *candidates]), run)
     return shipped
 
 
@@ -149,7 +149,8 @@ def _may_time(tensor: Tensor) -> bool:
     return asked and tensor.is_cuda and not torch.cuda.is_current_stream_capturing()
 
 
-def _distinct(candidates: Sequence[Tiles]) -> list[Tiles]:
+def distinct(candidates: Sequence[Tiles]) -> list[Tiles]:
+    """Each once, in order."""
     return [tiles for number, tiles in enumerate(candidates) if tiles not in candidates[:number]]
 
 

@@ -1,0 +1,16 @@
+"""Times of `ops.graph_dropout` and its peers."""
+
+from typing import Any
+
+import torch
+
+from benchmarks import suites
+from benchmarks.cases import Operation
+from benchmarks.sizes import Size
+
+
+@suites.benchmarked("graph_dropout")
+def test_graph_dropout(
+    benchmark: Any, operation: Operation, size: Size, dtype: torch.dtype, backward: bool, name: str
+) -> None:
+    suites.run(benchmark, operation, size, dtype, backward, name)
