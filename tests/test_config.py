@@ -129,6 +129,7 @@ def test_the_paper_preset_is_literal() -> None:
         "graph_gradient": "full",
         "self_edge": True,
         "edge_supervision": True,
+        "checkpoint_steps": False,
     }
     assert graph_options(config.model) == literal
     assert graph_options(load_config("ablation/paper-graph").model) == literal
