@@ -231,7 +231,7 @@ def test_the_command_for_own_images_takes_the_values_of_pretrained_backbones(pag
     config = train.read_arguments(found[0]).config
     assert config.model.backbone == "vgg16"
     assert config.classifier == load_config("quick", "vgg16").classifier
-    assert (config.classifier.size, config.classifier.epochs, config.classifier.plain_epochs) == (224, 2, 1)
+    assert (config.classifier.size, config.classifier.epochs, config.classifier.plain_epochs) == (224, 2, 1.5)
 
 
 def test_a_file_without_a_base_has_the_schedule_of_the_paper(tmp_path: Path) -> None:

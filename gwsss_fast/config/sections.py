@@ -110,7 +110,7 @@ class ClassifierConfig:
 
     epochs: Annotated[int, _alias(aliases=["--epochs"])] = 15
     """Epochs; in each, every image leads one group."""
-    plain_epochs: int = 0
+    plain_epochs: float = 0
     """The first so many epochs train the backbone and the intermediate readout alone, on images drawn at random."""
     steps_per_epoch: int | None = None
     """Shorten an epoch to so many optimiser steps."""

@@ -27,13 +27,13 @@ class _Pool(NamedTuple):
 
 
 class PhasedSampler:
-    """Groups at random in the first `random_epochs` epochs, by `sampler` from then on.
+    """Groups at random in the first `random_epochs` epochs and the first `random_groups` of the next, then by `sampler`.
 
     A network that starts from random weights learns slowly from batches whose images all show the same classes.
     """
 
-    def __init__(self, sampler: GroupSampler, labels: np.ndarray, random_epochs: int) -> None:
-        self.sampler, self.random_epochs = sampler, random_epochs
+    def __init__(self, sampler: GroupSampler, labels: np.ndarray, random_epochs: int, random_groups: int = 0) -> None:
+        self.sampler, self.random_epochs, self.random_groups = sampler, random_epochs, random_groups
         self.random = GroupSampler(labels, sampler.group_size, "random", sampler.seed)
 
     def __len__(self) -> int:
@@ -41,7 +41,12 @@ class PhasedSampler:
 
     def epoch(self, epoch: int) -> np.ndarray:
         """Groups (n, K) int64 of one epoch."""
-        return (self.random if epoch < self.random_epochs else self.sampler).epoch(epoch)
+        if epoch < self.random_epochs:
+            return self.random.epoch(epoch)
+        groups = self.sampler.epoch(epoch)
+        if epoch == self.random_epochs and self.random_groups:
+            groups[: self.random_groups] = self.random.epoch(epoch)[: self.random_groups]
+        return groups
 
 
 class GroupSampler:

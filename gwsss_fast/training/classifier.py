@@ -34,7 +34,10 @@ def train_classifier(run: Run, resume: bool = False) -> str:
     """
     config, options, split = run.config, run.config.classifier, run.data.training
     strategy = GroupSampler(split.labels, options.group_size, options.sampling, config.seed)
-    sampler = PhasedSampler(strategy, split.labels, options.plain_epochs)
+    epoch_steps = steps_per_epoch(options, len(split))
+    plain_steps = round(options.plain_epochs * epoch_steps)
+    whole, rest = divmod(plain_steps, epoch_steps)
+    sampler = PhasedSampler(strategy, split.labels, whole, rest * options.groups)
     transform = ClassifierTransform(options.size, options.scale, options.flip, options.color_jitter, options.mode)
     torch.manual_seed(config.seed)
     model = build_classifier(config, len(run.data.classes)).to(run.device)
@@ -43,7 +46,6 @@ def train_classifier(run: Run, resume: bool = False) -> str:
     record = checkpoint_record(run, {"classifier": source})
     online = OnlineMaps(split) if config.cam.oaa else None
     trainer = make_trainer(run, model, record)
-    plain_steps = options.plain_epochs * trainer.epoch_steps
     if online is not None:
         trainer.state = online.state
     if resume and trainer.checkpoint.is_file():

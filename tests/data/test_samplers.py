@@ -150,3 +150,13 @@ def test_a_phased_sampler_changes_its_strategy_after_so_many_epochs():
     for epoch in range(4):
         expected = random if epoch < 2 else greedy
         np.testing.assert_array_equal(phased.epoch(epoch), expected.epoch(epoch))
+
+
+def test_a_phase_may_end_within_an_epoch():
+    labels = np.eye(4, dtype=np.uint8).repeat(10, 0)
+    greedy = GroupSampler(labels, 3, "greedy", seed=4)
+    random, phased = GroupSampler(labels, 3, "random", seed=4), PhasedSampler(greedy, labels, 1, random_groups=15)
+    assert np.array_equal(phased.epoch(0), random.epoch(0))
+    assert np.array_equal(phased.epoch(1)[:15], random.epoch(1)[:15])
+    assert np.array_equal(phased.epoch(1)[15:], greedy.epoch(1)[15:])
+    assert np.array_equal(phased.epoch(2), greedy.epoch(2))

@@ -101,13 +101,13 @@ def test_the_segmenter_resumes_exactly(shared_voc: Path, tmp_path: Path, monkeyp
     assert_same(whole.segmenter_checkpoint, broken.segmenter_checkpoint)
 
 
-@pytest.mark.parametrize("stop", [3, 4, 5])
+@pytest.mark.parametrize(("plain_epochs", "stop"), [(1, 3), (1, 4), (1, 5), (0.75, 3)])
 def test_the_graph_joins_after_the_plain_epochs_and_a_resume_there_is_exact(
-    stop: int, shared_voc: Path, tmp_path: Path
+    plain_epochs: float, stop: int, shared_voc: Path, tmp_path: Path
 ) -> None:
-    """Epochs of four steps, the first of them plain: stopped before, at and after the step where the graph joins."""
-    text = "classifier: {plain_epochs: 1, epochs: 2}\nmax_steps: "
-    plain = make_run(tmp_path / "plain", shared_voc, f"{text}4")
+    """Epochs of four steps, most of the first plain: stopped before, at and after the step where the graph joins."""
+    text = f"classifier: {{plain_epochs: {plain_epochs}, epochs: 2}}\nmax_steps: "
+    plain = make_run(tmp_path / "plain", shared_voc, f"{text}{round(4 * plain_epochs)}")
     train_classifier(plain)
     learnt = weights(plain.classifier_checkpoint)
     moved = {name for name, start in untrained(plain).items() if not torch.equal(learnt[name], start)}
