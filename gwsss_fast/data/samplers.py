@@ -27,7 +27,7 @@ class _Pool(NamedTuple):
 
 
 class PhasedSampler:
-    """Groups at random in the first `random_epochs` epochs and the first `random_groups` of the next, then by `sampler`.
+    """Random groups in the first `random_epochs` epochs and the first `random_groups` of the next, then by `sampler`.
 
     A network that starts from random weights learns slowly from batches whose images all show the same classes.
     """

@@ -11,8 +11,9 @@ class Tiny(Backbone):
     """Five convolutions, three of stride 2: (B, 3, H, W) -> (B, 128, ceil(H / 8), ceil(W / 8)).
 
     One output sees 31x31 pixels: enough for a part of an object, too little to name a class from the whole scene, which
-    keeps the activation maps of so small a network local (the fourth convolution is 1x1 for that reason). Group norm, not batch norm: the images of a group share their
-    labels, so statistics over the batch would tell the class while training and mislead without it.
+    keeps the activation maps of so small a network local (the fourth convolution is 1x1 for that reason). Group norm,
+    not batch norm: the images of a group share their labels, so statistics over the batch would tell the class while
+    training and mislead without it.
     """
 
     out_channels = 128
