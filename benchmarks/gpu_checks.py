@@ -238,7 +238,7 @@ def step_check(dtype: torch.dtype, size: Size, device: str) -> Check:
 
     def run() -> list[str]:
         step = group_step.build(size, dtype, device)
-        return group_step.expected(size, dtype, device).failures(step.run())
+        return group_step.expected(size, dtype, device).failures(step.run(), group_step.STEP_FACTOR)
 
     return Check("GroupGNN step", f"{size.name}, {dtype}", run)
 
