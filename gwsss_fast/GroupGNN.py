@@ -103,7 +103,7 @@ class GroupGNN(nn.Module):
         centred: bool = True,
         aggregate: str = "mean",
         tied: bool = True,
-        gate_bias: float = 0.0,
+        gate_bias: float = 1.0,
         drop_scale: str = "preserve",
         drop_per_node: bool = False,
         drop_eval: str = "identity",

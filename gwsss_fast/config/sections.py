@@ -134,6 +134,8 @@ class ClassifierConfig:
     """Learning rate of the backbone."""
     graph_lr: float = 1e-2
     """Learning rate of everything after the backbone."""
+    message_lr_factor: float = 1.0
+    """Factor on `graph_lr` for the message passing and the readouts behind it."""
     bias_lr_factor: float = 1.0
     """Biases learn so many times faster."""
     momentum: float = 0.9

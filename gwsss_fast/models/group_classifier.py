@@ -60,27 +60,32 @@ class GroupClassifier(nn.Module):
         lr_backbone: float,
         lr_graph: float,
         *,
+        message_lr_factor: float = 1.0,
         bias_lr_factor: float = 1.0,
         weight_decay: float | None = None,
     ) -> list[dict[str, Any]]:
-        """Groups for an optimiser: the pretrained part (`backbone`) and what starts from scratch (`graph`).
+        """Groups for an optimiser: the pretrained part (`backbone`), what starts from scratch (`graph`), and the
+        message passing with the readouts behind it (`messages`), at `lr_graph` times `message_lr_factor`.
 
         Biases get a group of their own when `bias_lr_factor` is not 1. Parameters without gradient are left out, so
         freeze first. `weight_decay` None leaves the optimiser's own. Each group carries a `name` for the logs.
         """
+        fresh, messages = list(self.project.named_parameters()), []
+        for name, parameter in self.gnn.named_parameters():
+            (fresh if name.startswith("initial_readout.") else messages).append((name, parameter))
         parts = (
-            ("backbone", lr_backbone, [self.backbone]),
-            ("graph", lr_graph, [self.project, self.gnn]),
+            ("backbone", lr_backbone, list(self.backbone.named_parameters())),
+            ("graph", lr_graph, fresh),
+            ("messages", lr_graph * message_lr_factor, messages),
         )
         groups: list[dict[str, Any]] = []
-        for name, lr, modules in parts:
+        for name, lr, parameters in parts:
             weights: list[nn.Parameter] = []
             biases: list[nn.Parameter] = []
-            for module in modules:
-                for parameter_name, parameter in module.named_parameters():
-                    if parameter.requires_grad:
-                        bias = bias_lr_factor != 1.0 and "bias" in parameter_name.rpartition(".")[2]
-                        (biases if bias else weights).append(parameter)
+            for parameter_name, parameter in parameters:
+                if parameter.requires_grad:
+                    bias = bias_lr_factor != 1.0 and "bias" in parameter_name.rpartition(".")[2]
+                    (biases if bias else weights).append(parameter)
             groups.append({"name": name, "params": weights, "lr": lr})
             groups.append({"name": f"{name} biases", "params": biases, "lr": lr * bias_lr_factor})
         if weight_decay is not None:

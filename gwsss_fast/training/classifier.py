@@ -87,7 +87,11 @@ def make_trainer(run: Run, model: GroupClassifier, record: dict[str, Any]) -> Tr
     epoch_steps = steps_per_epoch(options, len(run.data.training))
     total = options.epochs * epoch_steps
     groups = model.parameter_groups(
-        options.backbone_lr, options.graph_lr, bias_lr_factor=options.bias_lr_factor, weight_decay=options.weight_decay
+        options.backbone_lr,
+        options.graph_lr,
+        message_lr_factor=options.message_lr_factor,
+        bias_lr_factor=options.bias_lr_factor,
+        weight_decay=options.weight_decay,
     )
     optimizer = torch.optim.SGD(
         groups, options.graph_lr, options.momentum, weight_decay=options.weight_decay, nesterov=options.nesterov

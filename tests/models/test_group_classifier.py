@@ -67,20 +67,24 @@ def test_other_shapes_are_refused(shape):
 def test_parameter_groups():
     model = classifier(channels=16)
     groups = model.parameter_groups(0.001, 0.01)
-    assert [(group["name"], group["lr"]) for group in groups] == [("backbone", 0.001), ("graph", 0.01)]
+    rates = [("backbone", 0.001), ("graph", 0.01), ("messages", 0.01)]
+    assert [(group["name"], group["lr"]) for group in groups] == rates
     assert "weight_decay" not in groups[0]
-    groups = model.parameter_groups(0.001, 0.01, bias_lr_factor=2.0, weight_decay=5e-4)
+    groups = model.parameter_groups(0.001, 0.01, message_lr_factor=0.5, bias_lr_factor=2.0, weight_decay=5e-4)
     assert [(group["name"], group["lr"]) for group in groups] == [
         ("backbone", 0.001),
         ("backbone biases", 0.002),
         ("graph", 0.01),
         ("graph biases", 0.02),
+        ("messages", 0.005),
+        ("messages biases", 0.01),
     ]
     assert all(group["weight_decay"] == 5e-4 for group in groups)
     listed = [id(p) for group in groups for p in group["params"]]
     assert sorted(listed) == sorted(id(p) for p in model.parameters())
-    assert {p.ndim for p in groups[1]["params"] + groups[3]["params"]} == {1}
-    assert id(model.project[0].bias) in {id(p) for p in groups[3]["params"]}
+    assert {p.ndim for group in groups[1::2] for p in group["params"]} == {1}
+    fresh = [*model.project.parameters(), *model.gnn.initial_readout.parameters()]
+    assert {id(p) for group in groups[2:4] for p in group["params"]} == {id(p) for p in fresh}
     model.backbone.requires_grad_(False)
-    assert [group["name"] for group in model.parameter_groups(0.1, 0.1)] == ["graph"]
+    assert [group["name"] for group in model.parameter_groups(0.1, 0.1)] == ["graph", "messages"]
     torch.optim.SGD(groups, lr=0.1)
