@@ -20,7 +20,7 @@ def _rows(x: Tensor) -> Tensor:
 
 def _images(rows: Tensor, like: Tensor) -> Tensor:
     batch, channels, height, width = like.shape
-    return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    return rows.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _gates(m: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -28,26 +28,28 @@ def _gates(m: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, 
     channels = h.shape[1]
     from_message = torch.addmm(bias, m, weight[:, :channels].T)
     from_state = h @ weight[: 2 * channels, channels:].T
-    z, r = from_message[:, : 2 * channels].add_(from_state).sigmoid_().chunk(2, 1)
+    z, r = (torch.sigmoid(x) for x in from_message[:, : 2 * channels].add_(from_state).chunk(2, 1))
     c = torch.addmm(from_message[:, 2 * channels :], r * h, weight[2 * channels :, channels:].T).tanh_()
     return z, r, c
 
 
-def conv_gru(m: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """As `reference.conv_gru`, for k = 1. Returns (M, C, H, W), channels last."""
+def conv_gru(m: Tensor, h: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `reference.conv_gru`, for k = 1: h', z, r, c, each (M, C, H, W) in channels last; empty unless `keep`."""
     rows = _rows(h)
-    z, _, c = _gates(_rows(m), rows, weight.flatten(1), bias)
-    return _images(torch.lerp(rows, c, z), h)
+    z, r, c = _gates(_rows(m), rows, weight.flatten(1), bias)
+    out = _images(torch.lerp(rows, c, z), h)
+    z, r, c = (_images(x, h) if keep else h.new_empty(0) for x in (z, r, c))
+    return out, z, r, c
 
 
 def conv_gru_backward(
-    grad: Tensor, m: Tensor, h: Tensor, weight: Tensor, bias: Tensor
+    grad: Tensor, m: Tensor, h: Tensor, weight: Tensor, bias: Tensor, z: Tensor, r: Tensor, c: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of m, h, weight and bias."""
     channels = h.shape[1]
     flat = weight.flatten(1)
     grad_rows, m_rows, h_rows = _rows(grad), _rows(m), _rows(h)
-    z, r, c = _gates(m_rows, h_rows, flat, bias)
+    z, r, c = (_rows(x) for x in (z, r, c))
     into_state = flat[:, channels:]
 
     before = grad_rows.new_empty(len(grad_rows), 3 * channels)  # gradients before the gates' non-linearities

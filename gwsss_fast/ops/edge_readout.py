@@ -4,42 +4,56 @@ import torch
 from torch import Tensor
 
 from gwsss_fast import aten, reference
-from gwsss_fast.ops import dispatch
+from gwsss_fast.ops import dispatch, triton_kernels
 
 dispatch.register("edge_readout", "reference", dispatch.Kernel(reference.edge_readout, reference.edge_readout_backward))
 dispatch.register("edge_readout", "aten", dispatch.Kernel(aten.edge_readout, aten.edge_readout_backward))
+triton_kernels.register("edge_readout")
+# Backends whose forward pass also returns its softmaxes' statistics, (B, K, K, 3, N) and (B, K, K, 3, C), which their
+# backward pass then takes; the others need none.
+KEEP_STATISTICS = ("triton",)
 
 
 @torch.library.custom_op("gwsss_fast::edge_readout", mutates_args=())
-def _edge_readout(g: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    return dispatch.kernel("edge_readout", backend).forward(g)
+def _edge_readout(g: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    results = dispatch.kernel("edge_readout", backend).forward(g)
+    if backend in KEEP_STATISTICS:
+        return results
+    return *results, g.new_empty(0, dtype=torch.float32), g.new_empty(0, dtype=torch.float32)
 
 
 @_edge_readout.register_fake
-def _(g: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    groups, nodes, _, channels = g.shape
-    shape = (groups, nodes, nodes, 2 * channels)
-    return g.new_empty(shape), g.new_empty(shape)
+def _(g: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    groups, nodes, positions, channels = g.shape
+    edges = (groups, nodes, nodes)
+    shapes = ((*edges, 3, positions), (*edges, 3, channels)) if backend in KEEP_STATISTICS else ((0,), (0,))
+    position, channel = (g.new_empty((*edges, 2 * channels)) for _ in range(2))
+    of_positions, of_channels = (g.new_empty(shape, dtype=torch.float32) for shape in shapes)
+    return position, channel, of_positions, of_channels
 
 
 @torch.library.custom_op("gwsss_fast::edge_readout_backward", mutates_args=())
-def _edge_readout_backward(grad_position: Tensor, grad_channel: Tensor, g: Tensor, backend: str) -> Tensor:
-    return dispatch.kernel("edge_readout", backend).backward(grad_position, grad_channel, g)
+def _edge_readout_backward(
+    grad_position: Tensor, grad_channel: Tensor, g: Tensor, of_positions: Tensor, of_channels: Tensor, backend: str
+) -> Tensor:
+    statistics = (of_positions, of_channels) if backend in KEEP_STATISTICS else ()
+    return dispatch.kernel("edge_readout", backend).backward(grad_position, grad_channel, g, *statistics).contiguous()
 
 
 @_edge_readout_backward.register_fake
-def _(grad_position: Tensor, grad_channel: Tensor, g: Tensor, backend: str) -> Tensor:
+def _(grad_position, grad_channel, g, of_positions, of_channels, backend):  # type: ignore[no-untyped-def]
     return g.new_empty(g.shape)
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     g, ctx.backend = inputs
-    ctx.save_for_backward(g)
+    ctx.save_for_backward(g, *output[2:])
+    ctx.mark_non_differentiable(*output[2:])
 
 
-def _backward(ctx, grad_position, grad_channel):  # type: ignore[no-untyped-def]
-    (g,) = ctx.saved_tensors
-    return dispatch.without_autocast(_edge_readout_backward, grad_position, grad_channel, g, ctx.backend), None
+def _backward(ctx, grad_position, grad_channel, *_grad_statistics):  # type: ignore[no-untyped-def]
+    grads = (grad_position, grad_channel, *ctx.saved_tensors)
+    return dispatch.without_autocast(_edge_readout_backward, *grads, ctx.backend), None
 
 
 _edge_readout.register_autograd(_backward, setup_context=_save)
@@ -56,4 +70,4 @@ def edge_readout(g: Tensor) -> tuple[Tensor, Tensor]:
     dispatch.check(
         g.is_floating_point() and g.dim() == 4, f"edge_readout: g must be (B, K, N, C), not {tuple(g.shape)}"
     )
-    return dispatch.without_autocast(_edge_readout, g, dispatch.choose("edge_readout", g))
+    return dispatch.without_autocast(_edge_readout, g, dispatch.choose("edge_readout", g))[:2]

@@ -10,28 +10,29 @@ def _gates(m: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, 
     """Update gate z, reset gate r and candidate c, each (M, C, H, W)."""
     channels, padding = h.shape[1], weight.shape[-1] // 2
     joined = torch.cat([m, h], 1)
-    z, r = torch.sigmoid(conv2d(joined, weight[: 2 * channels], bias[: 2 * channels], padding=padding)).chunk(2, 1)
+    opened = conv2d(joined, weight[: 2 * channels], bias[: 2 * channels], padding=padding)
+    z, r = (torch.sigmoid(x) for x in opened.chunk(2, 1))
     reset = torch.cat([m, r * h], 1)
     c = torch.tanh(conv2d(reset, weight[2 * channels :], bias[2 * channels :], padding=padding))
     return z, r, c
 
 
-def conv_gru(m: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def conv_gru(m: Tensor, h: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """z = sigmoid(conv_z[m, h]), r = sigmoid(conv_r[m, h]), c = tanh(conv_c[m, r h]), h' = (1 - z) h + z c.
 
     m, h: (M, C, H, W); weight: (3C, 2C, k, k) with rows [update, reset, candidate] and columns [message, state];
-    bias: (3C,); k odd. Returns (M, C, H, W).
+    bias: (3C,); k odd. Returns h' (M, C, H, W) and, for the backward pass, z, r and c; empty tensors unless `keep`.
     """
-    z, _, c = _gates(m, h, weight, bias)
-    return (1 - z) * h + z * c
+    z, r, c = _gates(m, h, weight, bias)
+    out = (1 - z) * h + z * c
+    return (out, z, r, c) if keep else (out, h.new_empty(0), h.new_empty(0), h.new_empty(0))
 
 
 def conv_gru_backward(
-    grad: Tensor, m: Tensor, h: Tensor, weight: Tensor, bias: Tensor
+    grad: Tensor, m: Tensor, h: Tensor, weight: Tensor, bias: Tensor, z: Tensor, r: Tensor, c: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of m, h, weight and bias."""
     channels, padding = h.shape[1], weight.shape[-1] // 2
-    z, r, c = _gates(m, h, weight, bias)
     grad_c = grad * z * (1 - c * c)
     grad_z = grad * (c - h) * z * (1 - z)
 
