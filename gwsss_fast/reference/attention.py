@@ -30,7 +30,10 @@ def attention(
 
 
 def attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, row_lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v; those of the addends are the gradient itself. With P the weights and dP = grad v^T: dS = P (dP - rowsum(P dP))."""
+    """Gradients of q, k and v; those of the addends are the gradient itself.
+
+    With P the weights and dP = grad v^T: dS = P (dP - rowsum(P dP)).
+    """
     grad, wide_q, wide_k, wide_v = (accumulate(x) for x in (grad, q, k, v))
     weights = torch.exp(wide_q @ wide_k.transpose(-1, -2) - row_lse.unsqueeze(-1))
     grad_weights = grad @ wide_v.transpose(-1, -2)
