@@ -70,7 +70,8 @@ class GroupClassifier(nn.Module):
         Biases get a group of their own when `bias_lr_factor` is not 1. Parameters without gradient are left out, so
         freeze first. `weight_decay` None leaves the optimiser's own. Each group carries a `name` for the logs.
         """
-        fresh, messages = list(self.project.named_parameters()), []
+        fresh = list(self.project.named_parameters())
+        messages: list[tuple[str, nn.Parameter]] = []
         for name, parameter in self.gnn.named_parameters():
             (fresh if name.startswith("initial_readout.") else messages).append((name, parameter))
         parts = (
