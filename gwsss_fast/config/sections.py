@@ -220,7 +220,8 @@ class SegmenterConfig:
     body: str | None = None
     """Backbone; None = the classifier's."""
     init: Literal["auto", "classifier", "source"] = "auto"
-    """Start from the trained classifier's backbone or from its source; auto = classifier for `tiny`, else source."""
+    """Start from the trained classifier's backbone or from a source of weights; auto = classifier where the body is the
+    classifier's backbone and no other weights are named."""
     weights: str = "default"
     """Weights when init is source: `default`, `none` or a file."""
     iterations: int = 20000
@@ -233,6 +234,8 @@ class SegmenterConfig:
     """Smallest and largest random scale."""
     flip: bool = True
     """Random horizontal flip."""
+    color_jitter: float = 0.0
+    """Jitter of brightness, contrast and saturation."""
     rates: tuple[int, ...] = (6, 12, 18, 24)
     """Dilations of the ASPP branches."""
     lr: float = 2.5e-4
@@ -312,7 +315,7 @@ _AT_LEAST: dict[str, float] = {
     "classifier.checkpoint_every": 1, "classifier.color_jitter": 0,
     "cam.size": 16, "cam.rounds": 1, "cam.groups": 1, "pseudo.threshold": 0, "pseudo.alpha": 0,
     "segmenter.iterations": 1, "segmenter.batch": 1, "segmenter.crop": 16, "segmenter.lr": 0,
-    "segmenter.momentum": 0, "segmenter.weight_decay": 0, "segmenter.checkpoint_every": 1,
+    "segmenter.momentum": 0, "segmenter.weight_decay": 0, "segmenter.checkpoint_every": 1, "segmenter.color_jitter": 0,
 }  # fmt: skip
 
 

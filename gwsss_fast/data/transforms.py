@@ -98,12 +98,19 @@ class SquareTransform:
 class SegmenterTransform:
     """A PIL image and its mask (H, W) uint8 to a training pair (3, crop, crop) float32 and (crop, crop) int64.
 
-    Both are resized by a factor drawn from `scales`, cropped at random and flipped with probability one half. Where
-    the image is too small it is padded with the mean colour, and the mask with 255.
+    Both are resized by a factor drawn from `scales`, cropped at random and flipped with probability one half; the
+    image's brightness, contrast and saturation are jittered where `color_jitter` is above 0. Where the image is too
+    small it is padded with the mean colour, and the mask with 255.
     Raises GwsssError for a crop below 1, scales that are not 0 < low <= high, or a mask of another size.
     """
 
-    def __init__(self, crop: int = 321, scales: tuple[float, float] = (0.5, 1.5), flip: bool = True) -> None:
+    def __init__(
+        self,
+        crop: int = 321,
+        scales: tuple[float, float] = (0.5, 1.5),
+        flip: bool = True,
+        color_jitter: float = 0.0,
+    ) -> None:
         _check_size(crop)
         if not 0 < scales[0] <= scales[1]:
             raise GwsssError(f"scales must be 0 < low <= high, got {scales}")
@@ -112,6 +119,8 @@ class SegmenterTransform:
         steps: list[torch.nn.Module] = [v2.RandomCrop(crop, pad_if_needed=True, fill=fill)]
         if flip:
             steps.append(v2.RandomHorizontalFlip())
+        if color_jitter > 0:
+            steps.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter))
         self._steps = v2.Compose(steps)
 
     def __call__(self, image: Image.Image, mask: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,7 @@ def train_segmenter(run: Run, split: Split, resume: bool = False) -> str:
         content = trainer.resume()
         source = content.get("initialised_from", {}).get("segmenter", source)
         trainer.record["initialised_from"] = {"segmenter": source}
-    transform = SegmenterTransform(options.crop, options.scales, options.flip)
+    transform = SegmenterTransform(options.crop, options.scales, options.flip, options.color_jitter)
     cache = image_cache(split, config.data.cache_mb)
     dataset = SegmentationDataset(split, transform, config.seed, masks, cache)
 
@@ -73,7 +73,9 @@ def build_segmenter(run: Run) -> DeepLabV2:
     """A new DeepLabV2 on the device, its body from the trained classifier or from the weights the options name."""
     config, options = run.config, run.config.segmenter
     name, classes = body_name(config), len(run.data.classes) + 1
-    init = options.init if options.init != "auto" else ("classifier" if name == "tiny" else "source")
+    init = options.init
+    if init == "auto":
+        init = "classifier" if name == config.model.backbone and options.weights == "default" else "source"
     body: str | nn.Module = name
     weights = options.weights
     if init == "classifier":

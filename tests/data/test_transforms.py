@@ -124,6 +124,18 @@ def test_without_scaling_and_padding_nothing_is_changed():
     np.testing.assert_array_equal(target, mask)
 
 
+def test_jitter_changes_colours_and_no_label():
+    pixels, mask = noise(32, 32), noise(32, 32)[..., 0]
+    transform = SegmenterTransform(32, scales=(1, 1), flip=False, color_jitter=0.5)
+    with seeded(1):
+        first, target = transform(Image.fromarray(pixels), mask)
+    with seeded(2):
+        second, _ = transform(Image.fromarray(pixels), mask)
+    np.testing.assert_array_equal(target, mask)
+    assert not torch.equal(first, normalise(pixels))
+    assert not torch.equal(first, second)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
