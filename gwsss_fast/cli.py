@@ -226,6 +226,8 @@ def summary(metrics: dict[str, Any]) -> Table:
     for name, scores in metrics.get("cam_val", {}).items():
         words = {"tags": "true tags", "predicted": "predicted tags"}[name]
         table.add_row(f"maps on val, {words}", _percent(scores["miou"]), f"at threshold {scores['best_threshold']:.2f}")
+    if "segmentation_tags" in metrics:
+        table.add_row("segmentation on val, true tags", _percent(metrics["segmentation_tags"]["miou"]), "")
     segmentation = metrics.get("segmentation", {})
     if segmentation:
         table.add_row("[bold]segmentation on val", f"[bold]{_percent(segmentation['miou'])}", "")

@@ -76,26 +76,31 @@ def _command(arguments: Sequence[str]) -> None:
 
 
 def evaluate(run: Run) -> None:
-    """Predict val into predictions/ID.png, and score it: metrics["segmentation"] and metrics["cam_val"]."""
+    """Predict val into predictions/ID.png, and score it: metrics["segmentation"] and metrics["cam_val"].
+
+    metrics["segmentation_tags"]: the same where only the image's true tags may be predicted, which maps are told too.
+    """
     split = run.data.validation
     if split is None or not len(split):
         run.note("evaluate: the data set has no validation images; nothing to predict")
         return
-    confusion = predict_split(run, split)
-    if confusion is None:
+    found = predict_split(run, split)
+    if found is None:
         run.note("evaluate: the validation images have no masks, so the predictions are not scored")
         return
-    run.add_metrics(segmentation=mask_metrics(confusion, run.data.classes, run.config.evaluate.ignored_prediction))
+    scores = [mask_metrics(x, run.data.classes, run.config.evaluate.ignored_prediction) for x in found]
+    run.add_metrics(segmentation=scores[0], segmentation_tags=scores[1])
     if run.config.evaluate.val_maps and run.classifier_checkpoint.is_file():
         score_validation_maps(run)
 
 
-def predict_split(run: Run, split: Split) -> np.ndarray | None:
-    """Write the predictions of `split`; the confusion matrix, None when masks are missing."""
+def predict_split(run: Run, split: Split) -> tuple[np.ndarray, np.ndarray] | None:
+    """Write the predictions of `split`. The confusion matrices of them and of those that may only be the image's true
+    tags; None when masks are missing."""
     options, classes = run.config.evaluate, len(run.data.classes) + 1
     model = load_segmenter(run.config, run.segmenter_checkpoint, run.data.classes).to(run.device)
     scored = all(record.mask is not None for record in split.records)
-    confusion = np.zeros((classes, classes), np.int64)
+    confusion, told = np.zeros((2, classes, classes), np.int64)
     with Reporter("evaluate", len(split), console=run.console) as bar:
         for record in split.records:
             image = read_image(record.image)
@@ -108,9 +113,11 @@ def predict_split(run: Run, split: Split) -> np.ndarray | None:
             prediction = scores.argmax(0).astype(np.uint8)
             save_mask(run.prediction_file(record), prediction)
             if scored and record.mask is not None:
-                confusion += confusion_matrix(prediction, read_mask(record.mask, classes - 1), classes)
+                target, tags = read_mask(record.mask, classes - 1), np.array([0, *(c + 1 for c in record.labels)])
+                confusion += confusion_matrix(prediction, target, classes)
+                told += confusion_matrix(tags[scores[tags].argmax(0)], target, classes)
             bar.advance()
-    return confusion if scored else None
+    return (confusion, told) if scored else None
 
 
 def mask_metrics(confusion: np.ndarray, classes: Sequence[str], policy: str) -> dict[str, Any]:

@@ -53,6 +53,7 @@ def test_metrics_hold_what_the_contract_names_in_percent(finished: tuple[Path, P
     assert list(found["segmentation"]["iou"]) == ["background", *classes]
     known = [value for value in found["segmentation"]["iou"].values() if value is not None]
     assert found["segmentation"]["miou"] == pytest.approx(sum(known) / len(known))
+    assert set(found["segmentation_tags"]) == set(found["segmentation"])
     assert list(found["seconds"]) == list(STAGES)
     assert found["initialised_from"]["classifier"] == "random"
     assert {"torch", "python", "device", "cpus"} <= set(found["environment"])
@@ -68,6 +69,32 @@ def test_the_stored_scores_are_those_of_the_stored_files(
     assert f"{metrics(run)['pseudo']['miou']:.2f}" in capsys.readouterr().out
     assert evaluate.main(["--data", str(data), "--masks", str(run / "predictions"), "--split", "val"]) == 0
     assert f"{metrics(run)['segmentation']['miou']:.2f}" in capsys.readouterr().out
+
+
+def test_segmentation_with_true_tags_chooses_among_them(
+    copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where an absent class is always the likeliest and the true one the second, tags make all right."""
+    _, folder = copied
+    _, run = cli.open_stage(cli.StageArguments, "evaluate", ["--run", str(folder)])
+    split = run.data.validation
+    assert split is not None
+    records, classes = iter(split.records), len(split.classes) + 1
+
+    def probabilities(*_: object) -> torch.Tensor:
+        record = next(records)
+        target = torch.from_numpy(np.array(Image.open(record.mask)))  # type: ignore[arg-type]
+        target[target == 255] = 0
+        absent = next(c for c in range(1, classes) if c - 1 not in record.labels)
+        scores = torch.nn.functional.one_hot(target.long(), classes).movedim(-1, 0) * 0.4
+        scores[absent] = 0.6
+        return scores
+
+    monkeypatch.setattr(evaluate, "predict_probabilities", probabilities)
+    found = evaluate.predict_split(run, split)
+    assert found is not None
+    plain, told = (evaluate.mask_metrics(confusion, split.classes, "background") for confusion in found)
+    assert (plain["accuracy"], told["accuracy"]) == (0, 100)
 
 
 def test_evaluate_refines_by_crf(finished: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
