@@ -29,6 +29,7 @@ import torch
 from benchmarks.launches import Job, Pointer
 from benchmarks.sizes import DTYPES
 from gwsss_fast import files
+from gwsss_fast.launch.launcher import Tiles
 
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_86": 99 * 1024, "sm_89": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
 TENSOR_MEMORY_COLUMNS = 512
@@ -109,7 +110,7 @@ def compile_job(job: Job) -> Any:
     if not hasattr(kernel, "warmup"):
         raise RuntimeError("Triton interprets kernels in this process (TRITON_INTERPRET=1), so it cannot compile them")
     arguments = [_argument(x) for x in job.arguments]
-    options = {"num_warps": job.num_warps, "num_stages": job.num_stages}
+    options = Tiles({}, job.num_warps, job.num_stages, job.registers).options
     with named_card(job.card):
         return kernel.warmup(*arguments, grid=(1,), **dict(job.constants), **options)
 

@@ -43,6 +43,7 @@ class Job:
     num_warps: int
     num_stages: int
     card: str
+    registers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,10 @@ def job(launch: launcher.Launch, card: str) -> Job:
     arguments = tuple(kind(x) for x in launch.arguments)
     constants = tuple(sorted(launch.constants.items()))
     tiles = launch.tiles
-    return Job(function.__module__, function.__name__, arguments, constants, tiles.num_warps, tiles.num_stages, card)
+    return Job(
+        *(function.__module__, function.__name__, arguments, constants),
+        *(tiles.num_warps, tiles.num_stages, card, tiles.registers),
+    )
 
 
 class _OwnCode(TorchDispatchMode):

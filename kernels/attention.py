@@ -43,7 +43,9 @@ def attend(
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """out = softmax(q k^T) v + residual + message_scale * message, and the rows' log-sum-exps.
@@ -52,25 +54,24 @@ def attend(
     """
     node, start = place(N, BLOCK_M)
     row = start + tl.arange(0, BLOCK_M)
-    own = load_rows(node_start(q, node, N, stride_factor), start, N, D, stride_factor, BLOCK_M, BLOCK_D, FULL_D)
+    mine = node_start(q, node, N, stride_factor)
+    own = load_rows(mine, start, N, D, stride_factor, BLOCK_M, BLOCK_D, FULL_D)
     other = node_start(k, node, N, stride_factor)
-    lse = row_log_sum_exp(own, other, N, D, stride_factor, FULL_D, PRECISION, BLOCK_N)
+    lse = row_log_sum_exp(own, mine, start, other, N, D, stride_factor, FULL_D, PRECISION, BLOCK_S, BLOCK_K)
     tl.store(row_lse + tl.cast(node, tl.int64) * N + row, lse, mask=row < N)
     for first in tl.range(tl.program_id(1) * BLOCK_C, C, tl.num_programs(1) * BLOCK_C, disable_licm=True):
         acc = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
-        values = node_start(v, node, N, stride_v) + first
         acc = add_weighted(
-            *(acc, own, lse, other, row_lse, values, N, D, C - first, stride_factor, stride_v),
-            *(False, POWER, FULL_D, FULL_C, PRECISION, BLOCK_N),
+            *(acc, own, mine, start, lse, other, row_lse, node_start(v, node, N, stride_v) + first),
+            *(N, D, C - first, stride_factor, stride_v, False, POWER, FULL_D, FULL_C, PRECISION, BLOCK_N, BLOCK_K),
         )
         acc *= tl.exp2(0.0 - POWER)
-        if HAS_RESIDUAL:
-            base = node_start(residual, node, N, stride_residual) + first
-            acc += load_rows(base, start, N, C - first, stride_residual, BLOCK_M, BLOCK_C, FULL_C).to(tl.float32)
-        if HAS_MESSAGE:
-            base = node_start(message, node, N, stride_message) + first
-            tile = load_rows(base, start, N, C - first, stride_message, BLOCK_M, BLOCK_C, FULL_C).to(tl.float32)
-            acc += message_scale * tile
+        # A loop, so that one addend at a time takes registers beside the accumulator.
+        for addend in tl.range(1 - HAS_RESIDUAL, 1 + HAS_MESSAGE, disable_licm=True):
+            scale = tl.where(addend == 0, 1.0, message_scale)
+            stride = tl.where(addend == 0, stride_residual, stride_message)
+            base = node_start(tl.where(addend == 0, residual, message), node, N, stride) + first
+            acc += scale * load_rows(base, start, N, C - first, stride, BLOCK_M, BLOCK_C, FULL_C).to(tl.float32)
         store_rows(node_start(out, node, N, C) + first, start, N, C - first, C, acc, BLOCK_M, BLOCK_C, FULL_C)
 
 
@@ -93,19 +94,20 @@ def value_gradient(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """grad_v = P^T grad. Axis 1 shares out the blocks of BLOCK_C columns."""
     node, start = place(N, BLOCK_M)
-    own = load_rows(node_start(k, node, N, stride_factor), start, N, D, stride_factor, BLOCK_M, BLOCK_D, FULL_D)
+    mine = node_start(k, node, N, stride_factor)
+    own = load_rows(mine, start, N, D, stride_factor, BLOCK_M, BLOCK_D, FULL_D)
     other = node_start(q, node, N, stride_factor)
     lse = row_lse + tl.cast(node, tl.int64) * N
     for first in tl.range(tl.program_id(1) * BLOCK_C, C, tl.num_programs(1) * BLOCK_C, disable_licm=True):
         acc = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
-        values = node_start(grad, node, N, stride_grad) + first
         acc = add_weighted(
-            *(acc, own, lse, other, lse, values, N, D, C - first, stride_factor, stride_grad),
-            *(True, POWER, FULL_D, FULL_C, PRECISION, BLOCK_N),
+            *(acc, own, mine, start, lse, other, lse, node_start(grad, node, N, stride_grad) + first),
+            *(N, D, C - first, stride_factor, stride_grad, True, POWER, FULL_D, FULL_C, PRECISION, BLOCK_N, BLOCK_K),
         )
         result = acc * tl.exp2(0.0 - POWER)
         store_rows(node_start(grad_v, node, N, C) + first, start, N, C - first, C, result, BLOCK_M, BLOCK_C, FULL_C)
@@ -132,6 +134,7 @@ def query_gradient(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_C: tl.constexpr,
     HELD: tl.constexpr,
@@ -141,14 +144,15 @@ def query_gradient(
     row = start + tl.arange(0, BLOCK_M)
     first = tl.program_id(1) * BLOCK_G if BLOCK_G < BLOCK_D else 0
     line = tl.cast(node, tl.int64) * N + row
-    own = load_rows(node_start(q, node, N, stride_factor), start, N, D, stride_factor, BLOCK_M, BLOCK_D, FULL_D)
+    mine = node_start(q, node, N, stride_factor)
+    own = load_rows(mine, start, N, D, stride_factor, BLOCK_M, BLOCK_D, FULL_D)
     grad_node = node_start(grad, node, N, stride_grad)
     tiles = hold_rows(grad_node, start, N, C, stride_grad, FULL_C, BLOCK_M, BLOCK_C, HELD)
     lse = tl.load(row_lse + line, mask=row < N, other=0.0)
     acc, moment = add_receiver_gradient(
-        *(tl.zeros((BLOCK_M, BLOCK_G), tl.float32), own, lse, tiles, grad_node, start),
+        *(tl.zeros((BLOCK_M, BLOCK_G), tl.float32), own, mine, start, lse, tiles, grad_node),
         *(node_start(k, node, N, stride_factor), node_start(v, node, N, stride_v), first, N, D, C),
-        *(stride_factor, stride_grad, stride_v, FULL_D, FULL_C, PRECISION, BLOCK_N, BLOCK_C, HELD),
+        *(stride_factor, stride_grad, stride_v, FULL_D, FULL_C, PRECISION, BLOCK_N, BLOCK_K, BLOCK_C, HELD),
     )
     if first == 0:
         tl.store(delta + line, moment, mask=row < N)
@@ -176,19 +180,20 @@ def key_gradient(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
     HELD: tl.constexpr,
 ):
     """grad_k, with the delta that `query_gradient` has written."""
     node, start = place(N, BLOCK_M)
     line = tl.cast(node, tl.int64) * N
-    own = load_rows(node_start(k, node, N, stride_factor), start, N, D, stride_factor, BLOCK_M, BLOCK_D, FULL_D)
+    mine = node_start(k, node, N, stride_factor)
+    own = load_rows(mine, start, N, D, stride_factor, BLOCK_M, BLOCK_D, FULL_D)
     v_node = node_start(v, node, N, stride_v)
     tiles = hold_rows(v_node, start, N, C, stride_v, FULL_C, BLOCK_M, BLOCK_C, HELD)
     acc = add_sender_gradient(
-        tl.zeros((BLOCK_M, BLOCK_D), tl.float32),
-        *(own, tiles, v_node, start, node_start(q, node, N, stride_factor), node_start(grad, node, N, stride_grad)),
-        *(row_lse + line, delta + line, N, D, C, stride_factor, stride_grad, stride_v),
-        *(FULL_D, FULL_C, PRECISION, BLOCK_N, BLOCK_C, HELD),
+        *(tl.zeros((BLOCK_M, BLOCK_D), tl.float32), own, mine, start, tiles, v_node),
+        *(node_start(q, node, N, stride_factor), node_start(grad, node, N, stride_grad), row_lse + line, delta + line),
+        *(N, D, C, stride_factor, stride_grad, stride_v, FULL_D, FULL_C, PRECISION, BLOCK_N, BLOCK_K, BLOCK_C, HELD),
     )
     store_rows(node_start(grad_k, node, N, D), start, N, D, D, acc, BLOCK_M, BLOCK_D, FULL_D)

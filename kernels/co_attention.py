@@ -58,7 +58,9 @@ def messages(
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """out = sum over senders of P g, contiguous, and the rows' log-sum-exps.
@@ -72,7 +74,7 @@ def messages(
         sender = _partner(index, node, K)
         left, right = _sides(p, q, node, sender, N, stride_factor, DIRECTED)
         own = load_rows(left, start, N, D, stride_factor, BLOCK_M, BLOCK_D, FULL_D)
-        lse = row_log_sum_exp(own, right, N, D, stride_factor, FULL_D, PRECISION, BLOCK_N)
+        lse = row_log_sum_exp(own, left, start, right, N, D, stride_factor, FULL_D, PRECISION, BLOCK_S, BLOCK_K)
         tl.store(_edge(row_lse, node, sender, K, N) + row, lse, mask=row < N)
     tl.debug_barrier()  # the statistics are read again by other threads of this program
     for first in tl.range(tl.program_id(1) * BLOCK_C, C, tl.num_programs(1) * BLOCK_C, disable_licm=True):
@@ -83,8 +85,8 @@ def messages(
             own = load_rows(left, start, N, D, stride_factor, BLOCK_M, BLOCK_D, FULL_D)
             lse = tl.load(_edge(row_lse, node, sender, K, N) + row, mask=row < N, other=0.0)
             acc = add_weighted(
-                *(acc, own, lse, right, row_lse, node_start(g, sender, N, stride_g) + first, N, D, C - first),
-                *(stride_factor, stride_g, False, POWER, FULL_D, FULL_C, PRECISION, BLOCK_N),
+                *(acc, own, left, start, lse, right, row_lse, node_start(g, sender, N, stride_g) + first),
+                *(N, D, C - first, stride_factor, stride_g, False, POWER, FULL_D, FULL_C, PRECISION, BLOCK_N, BLOCK_K),
             )
         result = acc * tl.exp2(0.0 - POWER)
         store_rows(node_start(out, node, N, C) + first, start, N, C - first, C, result, BLOCK_M, BLOCK_C, FULL_C)
@@ -111,6 +113,7 @@ def value_gradient(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """grad_g = sum over receivers of P^T grad, contiguous. Axis 1 shares out the blocks of BLOCK_C columns."""
@@ -123,8 +126,21 @@ def value_gradient(
             own = load_rows(right, start, N, D, stride_factor, BLOCK_M, BLOCK_D, FULL_D)
             lse = _edge(row_lse, receiver, node, K, N)
             acc = add_weighted(
-                *(acc, own, lse, left, lse, node_start(grad, receiver, N, stride_grad) + first, N, D, C - first),
-                *(stride_factor, stride_grad, True, POWER, FULL_D, FULL_C, PRECISION, BLOCK_N),
+                *(acc, own, right, start, lse, left, lse, node_start(grad, receiver, N, stride_grad) + first),
+                *(
+                    N,
+                    D,
+                    C - first,
+                    stride_factor,
+                    stride_grad,
+                    True,
+                    POWER,
+                    FULL_D,
+                    FULL_C,
+                    PRECISION,
+                    BLOCK_N,
+                    BLOCK_K,
+                ),
             )
         result = acc * tl.exp2(0.0 - POWER)
         store_rows(node_start(grad_g, node, N, C) + first, start, N, C - first, C, result, BLOCK_M, BLOCK_C, FULL_C)
@@ -169,6 +185,7 @@ def receiver_gradient(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_C: tl.constexpr,
     HELD: tl.constexpr,
@@ -181,8 +198,8 @@ def receiver_gradient(
     row = start + tl.arange(0, BLOCK_M)
     first = tl.program_id(2) * BLOCK_G if BLOCK_G < BLOCK_D else 0
     use_p = DIRECTED | (tl.program_id(1) == 0)
-    mine, theirs = tl.where(use_p, p, q), tl.where(use_p, q, p)
-    own = load_rows(node_start(mine, node, N, stride_factor), start, N, D, stride_factor, BLOCK_M, BLOCK_D, FULL_D)
+    mine, theirs = node_start(tl.where(use_p, p, q), node, N, stride_factor), tl.where(use_p, q, p)
+    own = load_rows(mine, start, N, D, stride_factor, BLOCK_M, BLOCK_D, FULL_D)
     grad_node = node_start(grad, node, N, stride_grad)
     tiles = hold_rows(grad_node, start, N, C, stride_grad, FULL_C, BLOCK_M, BLOCK_C, HELD)
     acc = tl.zeros((BLOCK_M, BLOCK_G), tl.float32)
@@ -191,9 +208,9 @@ def receiver_gradient(
         sender = _partner(index, node, K)
         lse = tl.load(_edge(row_lse, node, sender, K, N) + row, mask=row < N, other=0.0)
         acc, moment = add_receiver_gradient(
-            *(acc, own, lse, tiles, grad_node, start, node_start(theirs, sender, N, stride_factor)),
+            *(acc, own, mine, start, lse, tiles, grad_node, node_start(theirs, sender, N, stride_factor)),
             *(node_start(g, sender, N, stride_g), first, N, D, C, stride_factor, stride_grad, stride_g),
-            *(FULL_D, FULL_C, PRECISION, BLOCK_N, BLOCK_C, HELD),
+            *(FULL_D, FULL_C, PRECISION, BLOCK_N, BLOCK_K, BLOCK_C, HELD),
         )
         if first == 0:
             tl.store(_edge(delta, node, sender, K, N) + row, moment, mask=row < N)
@@ -227,6 +244,7 @@ def sender_gradient(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
     HELD: tl.constexpr,
 ):
@@ -236,8 +254,8 @@ def sender_gradient(
     """
     node, start = place(N, BLOCK_M)
     use_q = DIRECTED | (tl.program_id(1) == 1)
-    mine, theirs = tl.where(use_q, q, p), tl.where(use_q, p, q)
-    own = load_rows(node_start(mine, node, N, stride_factor), start, N, D, stride_factor, BLOCK_M, BLOCK_D, FULL_D)
+    mine, theirs = node_start(tl.where(use_q, q, p), node, N, stride_factor), tl.where(use_q, p, q)
+    own = load_rows(mine, start, N, D, stride_factor, BLOCK_M, BLOCK_D, FULL_D)
     g_node = node_start(g, node, N, stride_g)
     tiles = hold_rows(g_node, start, N, C, stride_g, FULL_C, BLOCK_M, BLOCK_C, HELD)
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
@@ -248,10 +266,10 @@ def sender_gradient(
     for index in tl.range(low, high, disable_licm=True):
         receiver = _partner(index, node, K)
         acc = add_sender_gradient(
-            *(acc, own, tiles, g_node, start, node_start(theirs, receiver, N, stride_factor)),
+            *(acc, own, mine, start, tiles, g_node, node_start(theirs, receiver, N, stride_factor)),
             *(node_start(grad, receiver, N, stride_grad), _edge(row_lse, receiver, node, K, N)),
             *(_edge(delta, receiver, node, K, N), N, D, C, stride_factor, stride_grad, stride_g),
-            *(FULL_D, FULL_C, PRECISION, BLOCK_N, BLOCK_C, HELD),
+            *(FULL_D, FULL_C, PRECISION, BLOCK_N, BLOCK_K, BLOCK_C, HELD),
         )
     result = node_start(tl.where(use_q, grad_q, grad_p), node, N, D)
     store_rows(result, start, N, D, D, acc, BLOCK_M, BLOCK_D, FULL_D)

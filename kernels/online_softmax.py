@@ -71,20 +71,61 @@ def store_rows(
 
 
 @triton.jit
-def scores(own, other, PRECISION: tl.constexpr):
-    """own other^T in float32, so unnormalised 16-bit features cannot overflow."""
-    return product(own, tl.trans(other), tl.zeros((own.shape[0], other.shape[0]), tl.float32), PRECISION)
+def scores(
+    own,
+    factor,
+    mine,
+    own_start,
+    other,
+    start,
+    N,
+    D,
+    stride,
+    FULL_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """own factor^T in float32, so unnormalised 16-bit features cannot overflow.
+
+    own, factor: tiles of D columns. Where tensor cores do not serve, such wide operands would fill the registers: then
+    BLOCK_K is less than their width, and their rows are read from mine and other in chunks of BLOCK_K columns instead.
+    """
+    result = tl.zeros((own.shape[0], factor.shape[0]), tl.float32)
+    if own.shape[1] <= BLOCK_K:
+        result = product(own, tl.trans(factor), result, PRECISION)
+    else:
+        for first in tl.range(0, D, BLOCK_K, disable_licm=True):
+            left = load_rows(mine + first, own_start, N, D - first, stride, own.shape[0], BLOCK_K, FULL_D)
+            right = load_rows(other + first, start, N, D - first, stride, factor.shape[0], BLOCK_K, FULL_D)
+            result = product(left, tl.trans(right), result, PRECISION)
+    return result
 
 
 @triton.jit
-def row_log_sum_exp(own, other, N, D, stride, FULL_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr):
-    """log sum exp over all N positions of the partner of the scores of the own tile (BLOCK_M, BLOCK_D)."""
+def row_log_sum_exp(
+    own,
+    mine,
+    own_start,
+    other,
+    N,
+    D,
+    stride,
+    FULL_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """log sum exp over all N positions of the partner of the scores of the own tile (BLOCK_M, BLOCK_D).
+
+    BLOCK_S may be wider than BLOCK_N: there is no accumulator yet.
+    """
     # A finite pivot from the start: minus infinity less minus infinity would be no number.
     pivot = tl.full((own.shape[0],), LOWEST, tl.float32)
     total = tl.zeros((own.shape[0],), tl.float32)
-    for start in tl.range(0, N, BLOCK_N, disable_licm=True):
-        s = scores(own, load_rows(other, start, N, D, stride, BLOCK_N, own.shape[1], FULL_D), PRECISION)
-        s = tl.where((tl.arange(0, BLOCK_N) < N - start)[None, :], s, -float("inf"))
+    for start in tl.range(0, N, BLOCK_S, disable_licm=True):
+        factor = load_rows(other, start, N, D, stride, BLOCK_S, own.shape[1], FULL_D)
+        s = scores(own, factor, mine, own_start, other, start, N, D, stride, FULL_D, PRECISION, BLOCK_K)
+        s = tl.where((tl.arange(0, BLOCK_S) < N - start)[None, :], s, -float("inf"))
         higher = tl.maximum(pivot, tl.max(s, 1))
         total = total * tl.exp(pivot - higher) + tl.sum(tl.exp(s - higher[:, None]), 1)
         pivot = higher
@@ -111,6 +152,8 @@ def weights(s, own_lse, lse, start, N, POWER: tl.constexpr, SENDER: tl.constexpr
 def add_weighted(
     acc,
     own,
+    mine,
+    own_start,
     own_lse,
     other,
     lse,
@@ -126,13 +169,15 @@ def add_weighted(
     FULL_C: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
     """acc (BLOCK_M, BLOCK_C) + 2^POWER P values: a message (receiver), or the gradient of the values (sender).
 
     own_lse, lse: see `weights`. values: the partner's, at this program's first column, `width` of which are left.
     """
     for start in tl.range(0, N, BLOCK_N, disable_licm=True):
-        s = scores(own, load_rows(other, start, N, D, stride, BLOCK_N, own.shape[1], FULL_D), PRECISION)
+        factor = load_rows(other, start, N, D, stride, BLOCK_N, own.shape[1], FULL_D)
+        s = scores(own, factor, mine, own_start, other, start, N, D, stride, FULL_D, PRECISION, BLOCK_K)
         p = weights(s, own_lse, lse, start, N, POWER, SENDER)
         tile = load_rows(values, start, N, width, stride_values, BLOCK_N, acc.shape[1], FULL_C)
         acc = product(p.to(tile.dtype), tile, acc, PRECISION)

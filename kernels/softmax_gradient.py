@@ -3,8 +3,9 @@
 With dP = grad values^T and delta = rowsum(P dP) of that edge: dS = P (dP - delta), grad_left = dS right and
 grad_right = dS^T left. delta is known only when a row has been walked through, and dP is the dearest product of all. So
 a receiver walks once: with T = P (dP - shift) for any shift, rowsum(T) = delta - shift and grad_left = T right -
-rowsum(T) P right. The shift is the mean of dP over the partner's first positions: it takes out what they have
-in common, to which a 16-bit T would lose digits. The sender's walk, in a later kernel, reads delta.
+rowsum(T) P right. The shift is the mean of dP over the partner's first positions: it takes out what they have in
+common, to which a 16-bit T would lose digits. Both sums are divided by that of P, which rounding has moved off one:
+where dP is large, delta would be off by more than the gradient. The sender's walk, in a later kernel, reads delta.
 """
 
 import triton
@@ -64,10 +65,11 @@ def weight_gradient(
 def add_receiver_gradient(
     acc,
     own,
+    mine,
+    own_start,
     own_lse,
     tiles,
     grad,
-    own_start,
     other,
     values,
     first,
@@ -81,6 +83,7 @@ def add_receiver_gradient(
     FULL_C: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
     HELD: tl.constexpr,
 ):
@@ -96,16 +99,19 @@ def add_receiver_gradient(
     shift = tl.sum(opening, 1) / tl.minimum(N, BLOCK_N)
     moment = tl.zeros((rows,), tl.float32)
     rounded = tl.zeros((rows,), tl.float32)
+    total = tl.zeros((rows,), tl.float32)
     mean = tl.zeros(acc.shape, tl.float32)
     for start in tl.range(0, N, BLOCK_N, disable_licm=True):
         factor = load_rows(other, start, N, D, stride, BLOCK_N, own.shape[1], FULL_D)
-        p = weights(scores(own, factor, PRECISION), own_lse, own_lse, start, N, 0, False)
+        s = scores(own, factor, mine, own_start, other, start, N, D, stride, FULL_D, PRECISION, BLOCK_K)
+        p = weights(s, own_lse, own_lse, start, N, 0, False)
         dp = weight_gradient(
             *(tiles, grad, own_start, values, start, N, C, stride_grad, stride_values),
             *(FULL_C, PRECISION, rows, BLOCK_N, BLOCK_C, HELD),
         )
         t = p * (dp - shift[:, None])
         moment += tl.sum(t, 1)
+        total += tl.sum(p, 1)
         t = t.to(factor.dtype)
         # What is subtracted below is the sum of what was added, rounding included, or a saturated row would keep it.
         rounded += tl.sum(t.to(tl.float32), 1)
@@ -113,16 +119,17 @@ def add_receiver_gradient(
             factor = load_rows(other + first, start, N, D - first, stride, BLOCK_N, acc.shape[1], FULL_D)
         acc = product(t, factor, acc, PRECISION)
         mean = product(p.to(factor.dtype), factor, mean, PRECISION)
-    return acc - rounded[:, None] * mean, moment + shift
+    return acc - (rounded / total)[:, None] * mean, shift + moment / total
 
 
 @triton.jit
 def add_sender_gradient(
     acc,
     own,
+    mine,
+    own_start,
     tiles,
     values,
-    own_start,
     other,
     grad,
     lse,
@@ -137,6 +144,7 @@ def add_sender_gradient(
     FULL_C: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
     HELD: tl.constexpr,
 ):
@@ -146,7 +154,8 @@ def add_sender_gradient(
     """
     for start in tl.range(0, N, BLOCK_N, disable_licm=True):
         factor = load_rows(other, start, N, D, stride, BLOCK_N, own.shape[1], FULL_D)
-        p = weights(scores(own, factor, PRECISION), lse, lse, start, N, 0, True)
+        s = scores(own, factor, mine, own_start, other, start, N, D, stride, FULL_D, PRECISION, BLOCK_K)
+        p = weights(s, lse, lse, start, N, 0, True)
         dp = weight_gradient(
             *(tiles, values, own_start, grad, start, N, C, stride_values, stride_grad),
             *(FULL_C, PRECISION, acc.shape[0], BLOCK_N, BLOCK_C, HELD),

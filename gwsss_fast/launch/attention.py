@@ -32,7 +32,7 @@ def attention(
             **edges.constants(tiles),
         )
 
-    edges.start_weighted("attend", run)
+    edges.start_weighted("attend", run, forward=True, addends=residual is not None or message is not None)
     return out, row_lse
 
 

@@ -31,7 +31,7 @@ def co_attention(p: Tensor, q: Tensor, g: Tensor, reverse: str) -> tuple[Tensor,
             **edges.constants(tiles),
         )
 
-    edges.start_weighted("messages", run)
+    edges.start_weighted("messages", run, forward=True)
     return out, row_lse
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gwsss_fast.launch.launcher import Tiles, blocks, power_of_two
-from gwsss_fast.launch.tuning import dtype_name, tiles_for
+from gwsss_fast.launch import edge_tiles
+from gwsss_fast.launch.launcher import Tiles, blocks
+from gwsss_fast.launch.tuning import card_of, dtype_name, tiles_for
 
 LARGEST_RANK, MOST_CHANNELS = 256, 1024
 _MULTIPROCESSORS = 128  # about what a large card has; fewer programs than this leave some idle
@@ -73,7 +74,7 @@ class Edges:
         size = tiles.blocks
         return {
             "PRECISION": self.precision,
-            "FULL_D": self.rank % size.get("BLOCK_G", size["BLOCK_D"]) == 0 and self.rank == size["BLOCK_D"],
+            "FULL_D": self.rank == size["BLOCK_D"],
             "FULL_C": self.channels % size["BLOCK_C"] == 0,
         }
 
@@ -83,18 +84,21 @@ class Edges:
         key |= {"dtype": dtype_name(self.values), "precision": self.precision}
         run(tiles_for(f"{self.operation}.{name}", self.values, key, heuristic, [], run))
 
-    def start_weighted(self, name: str, run: Callable[[Tiles], None]) -> None:
-        d, c = power_of_two(self.rank), min(power_of_two(self.channels), 256)
-        self.start(name, Tiles({"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_D": d, "BLOCK_C": c}, 8, 2), run)
+    def start_weighted(
+        self, name: str, run: Callable[[Tiles], None], forward: bool = False, addends: bool = False
+    ) -> None:
+        """Run a kernel that sums weighted values. forward: with statistics; addends: others are added to the sum."""
+        few = self.nodes * blocks(self.positions, 128) < _MULTIPROCESSORS
+        self.start(name, edge_tiles.weighted(*self._choice(), few, forward, addends), run)
 
     def start_receivers(self, name: str, run: Callable[[Tiles], None]) -> None:
-        d, c = power_of_two(self.rank), min(power_of_two(self.channels), 128)
-        held = blocks(self.channels, c)
-        b = {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_D": d, "BLOCK_G": min(d, 128), "BLOCK_C": c, "HELD": held}
-        self.start(name, Tiles(b, 4, 2), run)
+        """Run a kernel that makes the gradient of the receivers' factors."""
+        self.start(name, edge_tiles.receivers(*self._choice()), run)
 
     def start_senders(self, name: str, run: Callable[[Tiles], None]) -> None:
-        d, c = power_of_two(self.rank), min(power_of_two(self.channels), 128)
-        held = blocks(self.channels, c)
-        b = {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_D": d, "BLOCK_C": c, "HELD": held}
-        self.start(name, Tiles(b, 4, 2), run)
+        """Run a kernel that makes the gradient of the senders' factors."""
+        self.start(name, edge_tiles.senders(*self._choice()), run)
+
+    def _choice(self) -> tuple[int, int, str, str]:
+        arithmetic = self.precision if self.values.dtype == torch.float32 else "16-bit"
+        return self.rank, self.channels, arithmetic, card_of(self.values)

@@ -14,11 +14,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tiles:
-    """A configuration of a kernel: its compile-time block sizes, warps a program and stages of its pipeline."""
+    """A configuration of a kernel: its compile-time block sizes, warps a program and stages of its pipeline.
+
+    registers: how many a thread may have. The assembler's own choice (None) puts some into memory where one program
+    more fits on a multiprocessor that way.
+    """
 
     blocks: dict[str, int] = field(default_factory=dict)
     num_warps: int = 4
     num_stages: int = 2
+    registers: int | None = None
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Triton's names for what is no argument of the kernel."""
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return options if self.registers is None else {**options, "maxnreg": self.registers}
 
 
 @dataclass(frozen=True)
@@ -66,9 +77,7 @@ def launch(kernel: Any, grid: Sequence[int], *arguments: Any, tiles: Tiles, **co
     tensor = next(x for x in arguments if isinstance(x, Tensor))
     # A kernel runs on the current device, which need not be that of its tensors.
     with torch.cuda.device_of(tensor) if tensor.is_cuda else nullcontext():
-        kernel[tuple(grid)](
-            *arguments, **constants, **tiles.blocks, num_warps=tiles.num_warps, num_stages=tiles.num_stages
-        )
+        kernel[tuple(grid)](*arguments, **constants, **tiles.blocks, **tiles.options)
 
 
 def interpreted() -> bool:

@@ -1,10 +1,10 @@
 """Which tiles a kernel gets: those found on this machine, else those shipped for its card, else a stated heuristic.
 
 A table `<card>.json`, in `tuned/` beside this file and in the user's own folder, holds {"about": "...", "kernels":
-{name: [row, ...]}} with rows {"key": {...}, "blocks": {...}, "num_warps": n, "num_stages": n}. A row applies when every
-entry of its key equals the call's; the first that does is taken, the user's own before the shipped ones. With
-GWSSS_AUTOTUNE=1 a kernel that the user's own table does not know is timed with its candidates on first use, and the
-fastest is kept there.
+{name: [row, ...]}} with rows {"key": {...}, "blocks": {...}, "num_warps": n, "num_stages": n}, and "registers": n where
+a thread's are limited. A row applies when every entry of its key equals the call's; the first that does is taken, the
+user's own before the shipped ones. With GWSSS_AUTOTUNE=1 a kernel that the user's own table does not know is timed with
+its candidates on first use, and the fastest is kept there.
 """
 
 from __future__ import annotations
@@ -80,14 +80,16 @@ def own_folder() -> Path:
 
 def to_row(key: Key, tiles: Tiles) -> dict[str, Any]:
     """A row of a table."""
-    return {"key": key, "blocks": tiles.blocks, "num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
+    row = {"key": key, "blocks": tiles.blocks, "num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
+    return row if tiles.registers is None else {**row, "registers": tiles.registers}
 
 
 def _from_row(row: dict[str, Any]) -> tuple[Key, Tiles]:
     """Key and tiles of a row. Raises ValueError, TypeError, KeyError or AttributeError for anything else."""
-    tiles = Tiles(dict(row["blocks"]), row["num_warps"], row["num_stages"])
-    numbers = (*tiles.blocks.values(), tiles.num_warps, tiles.num_stages)
-    if not all(type(number) is int and number > 0 for number in numbers):
+    tiles = Tiles(dict(row["blocks"]), row["num_warps"], row["num_stages"], row.get("registers"))
+    # HELD counts tiles that are held, which may be none.
+    sizes = [size for name, size in tiles.blocks.items() if name != "HELD" or size != 0]
+    if not all(type(number) is int and number > 0 for number in (*sizes, *tiles.options.values())):
         raise ValueError(f"{row} has a size that is no positive whole number")
     return dict(row["key"]), tiles
 

@@ -1,6 +1,7 @@
 """Values and gradients of an operation on one backend, and the measure they are held to: float64 and plain PyTorch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -10,12 +11,25 @@ from gwsss_fast import ops
 Results = tuple[list[Tensor], list[Tensor]]
 
 
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Inside the block fresh tensors hold NaN, so that what nobody writes shows in the results."""
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 def run(
     backend: str, call: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor], grads: Sequence[Tensor]
 ) -> Results:
-    """Results of `call(*inputs)` on a backend, and the gradients of all inputs from those of the results."""
+    """Results of `call(*inputs)` on a backend, in memory that held NaN, and the gradients of all inputs from those of
+    the results."""
     leaves = [x.detach().requires_grad_() for x in inputs]
-    with ops.backend(backend):
+    with ops.backend(backend), poisoned_memory():
         results = call(*leaves)
         results = results if isinstance(results, tuple) else (results,)
         slopes = torch.autograd.grad(results, leaves, [x.to(leaves[0].dtype) for x in grads])
