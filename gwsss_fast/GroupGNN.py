@@ -78,7 +78,7 @@ class GroupGNN(nn.Module):
             the last, whatever the backbone's features are; "literal" leaves it.
         graph_gradient: how far the losses behind the graph reach into the features: "full", through messages and
             state; "state", through a node's own state alone; "none", so that the intermediate readout alone shapes the
-            features and the graph reads them.
+            features and the graph reads them: then give `initial_logits` a weight that trains a backbone, such as 0.5.
         self_edge: with the self-attention edge of Eq. 6.
         edge_supervision: with edge logits (Eq. 14 to 17) while training.
         checkpoint_steps: while training, keep only the nodes between steps and compute each step again in the backward
@@ -210,6 +210,11 @@ class GroupGNN(nn.Module):
                 f"GroupGNN: features must be (B, K, {self.in_channels}, H, W) or (K, {self.in_channels}, H, W) "
                 f"and not empty, not {tuple(features.shape)}"
             )
+        wanted = self.initial_readout.weight.dtype
+        if features.dtype != wanted and not (
+            features.is_floating_point() and torch.is_autocast_enabled(features.device.type)
+        ):
+            raise GwsssError(f"GroupGNN: features are {features.dtype} but the weights {wanted}; cast one of them")
         return features.permute(0, 1, 3, 4, 2).flatten(2, 3).contiguous()
 
     def attention_rows(self, features: Tensor, receiver: int = 0) -> Tensor:
@@ -249,5 +254,5 @@ def _check_numbers(**shares: float | None) -> None:
 
 def _check_sizes(**sizes: int) -> None:
     for name, value in sizes.items():
-        if value < 1:
-            raise GwsssError(f"{name} is {value}; it must be at least 1")
+        if not isinstance(value, int) or value < 1:
+            raise GwsssError(f"{name} is {value!r}; it must be a whole number, at least 1")

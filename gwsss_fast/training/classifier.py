@@ -23,6 +23,8 @@ from gwsss_fast.training.online_maps import OnlineMaps
 from gwsss_fast.training.runs import Run, checkpoint_record
 from gwsss_fast.training.schedules import Schedule, constant, poly, step_decay, warm_up
 
+MOST_PLAIN = 0.75
+"""Of all steps: a graph that never joins would be read untrained."""
 PARTS = {"loss_final": (1.0, 0.0, 0.0), "loss_initial": (0.0, 1.0, 0.0), "loss_edge": (0.0, 0.0, 1.0)}
 
 
@@ -35,13 +37,13 @@ def train_classifier(run: Run, resume: bool = False) -> str:
     config, options, split = run.config, run.config.classifier, run.data.training
     strategy = GroupSampler(split.labels, options.group_size, options.sampling, config.seed)
     epoch_steps = steps_per_epoch(options, len(split))
-    plain_steps = round(options.plain_epochs * epoch_steps)
-    whole, rest = divmod(plain_steps, epoch_steps)
-    sampler = PhasedSampler(strategy, split.labels, whole, rest * options.groups)
-    transform = ClassifierTransform(options.size, options.scale, options.flip, options.color_jitter, options.mode)
     torch.manual_seed(config.seed)
     model = build_classifier(config, len(run.data.classes)).to(run.device)
     gnn = cast(GroupGNN, model.gnn)
+    plain_steps = plain_phase(run, gnn.steps > 0)
+    whole, rest = divmod(plain_steps, epoch_steps)
+    sampler = PhasedSampler(strategy, split.labels, whole, rest * options.groups)
+    transform = ClassifierTransform(options.size, options.scale, options.flip, options.color_jitter, options.mode)
     source = model.backbone.initialised_from
     record = checkpoint_record(run, {"classifier": source})
     online = OnlineMaps(split) if config.cam.oaa else None
@@ -64,8 +66,8 @@ def train_classifier(run: Run, resume: bool = False) -> str:
     def loss(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         images, labels = (batch[name].to(run.device, non_blocking=True) for name in ("images", "labels"))
         plain = trainer.step < plain_steps
-        if trainer.step == plain_steps > 0:
-            gnn.start_graph()
+        if trainer.step <= plain_steps > 0:
+            gnn.start_graph()  # in every plain step: a trial run that ends there leaves a graph that can be read
         out: GroupOutput = model(images, steps=0 if plain else None)
         if online is not None:
             online.update(out, batch["indices"])
@@ -73,12 +75,24 @@ def train_classifier(run: Run, resume: bool = False) -> str:
         total = group_loss(out, labels, weights, options.loss_reduction)
         with torch.no_grad():
             graph = gnn.steps > 0 and not plain
-            names = list(PARTS) if out.edge_logits is not None else list(PARTS)[: 2 if graph else 1]
+            edges = ["loss_edge"] if out.edge_logits is not None else []
+            names = ["loss_final", "loss_initial", *edges] if graph else ["loss_initial"]
             parts = {name: group_loss(out, labels, PARTS[name], options.loss_reduction) for name in names}
         return total, parts
 
     trainer.fit(batches, loss, tuple(PARTS))
     return source
+
+
+def plain_phase(run: Run, graph: bool) -> int:
+    """Steps without the graph: plain_epochs, but where a graph is to join at most three quarters of the training."""
+    options = run.config.classifier
+    epoch_steps = steps_per_epoch(options, len(run.data.training))
+    wanted, most = round(options.plain_epochs * epoch_steps), math.floor(MOST_PLAIN * options.epochs * epoch_steps)
+    if not graph or wanted <= most:
+        return wanted
+    run.note(f"classifier: plain_epochs {options.plain_epochs:g} leave no time for the graph; it joins at step {most}")
+    return most
 
 
 def make_trainer(run: Run, model: GroupClassifier, record: dict[str, Any]) -> Trainer:

@@ -17,7 +17,7 @@ from gwsss_fast.errors import GwsssError
 from gwsss_fast.training import classifier, segmenter
 from gwsss_fast.training.build import build_classifier, load_classifier
 from gwsss_fast.training.checkpoints import load_checkpoint
-from gwsss_fast.training.classifier import make_schedule, steps_per_epoch, train_classifier
+from gwsss_fast.training.classifier import make_schedule, plain_phase, steps_per_epoch, train_classifier
 from gwsss_fast.training.runs import Run, open_data
 from gwsss_fast.training.segmenter import build_segmenter, load_segmenter, train_segmenter
 
@@ -112,14 +112,27 @@ def test_the_graph_joins_after_the_plain_epochs_and_a_resume_there_is_exact(
     learnt = weights(plain.classifier_checkpoint)
     moved = {name for name, start in untrained(plain).items() if not torch.equal(learnt[name], start)}
     assert {name for name in moved if name.startswith("gnn.")} == {
-        f"gnn.initial_readout.{x}" for x in ("weight", "bias")
-    }
+        f"gnn.{readout}.{x}" for readout in ("initial_readout", "readout") for x in ("weight", "bias")
+    }  # the final readout follows the intermediate one
     whole = make_run(tmp_path / "whole", shared_voc, f"{text}7")
     train_classifier(whole)
     broken = make_run(tmp_path / "broken", shared_voc, f"{text}{stop}")
     train_classifier(broken)
     train_classifier(make_run(tmp_path / "broken", shared_voc, f"{text}7"), resume=True)
     assert_same(whole.classifier_checkpoint, broken.classifier_checkpoint)
+
+
+def test_a_short_training_leaves_time_for_the_graph(
+    shared_voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", shared_voc, "classifier: {plain_epochs: 6, epochs: 2}")
+    train_classifier(run)
+    assert "it joins at step 6" in " ".join(capsys.readouterr().err.split())
+    learnt = weights(run.classifier_checkpoint)
+    moved = {name for name, start in untrained(run).items() if not torch.equal(learnt[name], start)}
+    assert {"gnn.co_attention.p.weight", "gnn.update.weight", "gnn.readout.weight"} <= moved
+    alone = make_run(tmp_path / "alone", shared_voc, "classifier: {plain_epochs: 6, epochs: 2}\nmodel: {steps: 0}")
+    assert plain_phase(alone, graph=False) == 24
 
 
 def untrained(run: Run) -> dict[str, torch.Tensor]:
