@@ -3,8 +3,9 @@ average leaves only column means of the position weights and one weighted mean o
 
 Scores of the positions of edge (i, j): S = G_i + G_j with G = g g^T (N, N). Scores of its channels: blocks A_ab = g_a^T
 g_b (C, C); the rows of i hold [A_ii, A_ij], or A_ii alone for i = j, where the second half would repeat the first.
-All are float32 and symmetric, so what runs down a column is read along a row. `edge` below is (b K + i) K + j, `node`
-is b K + i.
+All are float32 and symmetric to the last bit, so what runs down a column is read along a row; were the two sides of
+the diagonal rounded apart, a weight of 1 would be 1.004 where scores are in the ten thousands. `edge` below is
+(b K + i) K + j, `node` is b K + i.
 
 Statistics of a softmax are three vectors by edge, (B, K, K, 3, size): the largest score of each row, the inverse of its
 sum of exponentials, and what the readout took from it. Maximum and sum stay apart, because their one log sum exp would
@@ -34,7 +35,7 @@ def gram(
 ):
     """out = X X^T in float32 for X of `count` nodes under each other, (count size, depth).
 
-    Positions: one node, size = N, depth = C. Channels: K nodes, size = C, depth = N. Tiles on and above the diagonal
+    Positions: one node, size = N, depth = C. Channels: K nodes, size = C, depth = N. Values on and above the diagonal
     are made, and written on both sides of it.
     """
     tiles = tl.cdiv(size, BLOCK)
@@ -58,10 +59,26 @@ def gram(
     column += (left // tiles) * size
     target = out + matrix * stride_matrix
     mask = row_inside[:, None] & column_inside[None, :]
-    tl.store(target + row.to(tl.int64)[:, None] * stride_out + column[None, :], acc, mask=mask)
-    if left > above:
-        mirrored = target + column.to(tl.int64)[:, None] * stride_out + row[None, :]
-        tl.store(mirrored, tl.trans(acc), mask=column_inside[:, None] & row_inside[None, :])
+    upper = target + row.to(tl.int64)[:, None] * stride_out + column[None, :]
+    tl.store(upper, acc, mask=mask & (row[:, None] <= column[None, :]))
+    lower = target + column.to(tl.int64)[:, None] * stride_out + row[None, :]
+    mask = column_inside[:, None] & row_inside[None, :]
+    tl.store(lower, tl.trans(acc), mask=mask & (row[None, :] < column[:, None]))
+
+
+@triton.jit
+def mirror(matrices, size, stride_matrix, stride_row, BLOCK: tl.constexpr):
+    """Copy what is above the diagonal of square matrices to below it."""
+    tiles = tl.cdiv(size, BLOCK)
+    above, left = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    if left < above:
+        return
+    row, column = above * BLOCK + tl.arange(0, BLOCK), left * BLOCK + tl.arange(0, BLOCK)
+    matrix = matrices + tl.program_id(1).to(tl.int64) * stride_matrix
+    upper = matrix + row.to(tl.int64)[:, None] * stride_row + column[None, :]
+    values = tl.load(upper, mask=(row[:, None] < column[None, :]) & (column < size)[None, :], other=0.0)
+    lower = matrix + column.to(tl.int64)[:, None] * stride_row + row[None, :]
+    tl.store(lower, tl.trans(values), mask=(row[None, :] < column[:, None]) & (column < size)[:, None])
 
 
 @triton.jit

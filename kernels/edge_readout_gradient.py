@@ -46,31 +46,20 @@ def mean_slopes(grams, statistics, slopes, out, N, K, stride_gram, BLOCK_R: tl.c
 
 
 @triton.jit
-def _store_planes(high, low, offset, value, mask, SPLIT: tl.constexpr):
-    """A float32 tile, or its 16-bit rounding and what that leaves, which together have twice the digits."""
-    rounded = value.to(high.dtype.element_ty)
-    tl.store(high + offset, rounded, mask=mask)
-    if SPLIT:
-        tl.store(low + offset, (value - rounded.to(tl.float32)).to(low.dtype.element_ty), mask=mask)
-
-
-@triton.jit
 def position_gradient(
     grams,
     statistics,
     slopes,
     means,
     scale,
-    high,
-    low,
+    out,
     N,
     K,
     stride_gram,
     stride_out,
-    SPLIT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The gradient of G_i plus its transpose, (B, K, N, N), times its group's scale: what multiplies g_i.
+    """out (B, K, N, N): the gradient of G_i plus its transpose, times its group's scale: what multiplies g_i.
 
     That of S_ij is u (slopes[column] - means[row]), u its softmax; all edges of i are added, (i, i) counts twice.
     """
@@ -96,13 +85,12 @@ def position_gradient(
         part += column_weights(s, statistics, edge, N, column) * (row_slope[:, None] - column_mean[None, :])
         total += tl.where(i == j, 2.0, 1.0) * part
     total *= tl.load(scale + group)
-    base = node.to(tl.int64) * N * stride_out
-    offset = base + row.to(tl.int64)[:, None] * stride_out + column[None, :]
-    _store_planes(high, low, offset, total, mask, SPLIT)
+    total = total.to(out.dtype.element_ty)
+    matrix = out + node.to(tl.int64) * N * stride_out
+    tl.store(matrix + row.to(tl.int64)[:, None] * stride_out + column[None, :], total, mask=mask)
     if left > above:
-        offset = base + column.to(tl.int64)[:, None] * stride_out + row[None, :]
-        mask = column_inside[:, None] & row_inside[None, :]
-        _store_planes(high, low, offset, tl.trans(total), mask, SPLIT)
+        lower = matrix + column.to(tl.int64)[:, None] * stride_out + row[None, :]
+        tl.store(lower, tl.trans(total), mask=column_inside[:, None] & row_inside[None, :])
 
 
 @triton.jit
@@ -112,18 +100,16 @@ def channel_gradient(
     statistics,
     grad,
     scale,
-    high,
-    low,
+    out,
     mean_parts,
     C,
     K,
     stride_matrix,
     stride_row,
-    SPLIT: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """The gradient of block A_ij plus the transpose of A_ji's, (B, K C, K C), times its group's scale; and what the
+    """out (B, K C, K C): the gradient of block A_ij plus the transpose of A_ji's, times its group's scale; and what the
     weights of this block give the gradient of mean_i, mean_parts (B, K, K, C).
 
     The diagonal block takes part in every edge of i, any other in one and its reverse. grad: of `channel_readout`.
@@ -154,7 +140,7 @@ def channel_gradient(
             down = column_weights(s, statistics, back, C, column) * column_grad[None, :]
             total += down * (row_value[:, None] - column_mixed[None, :])
             to_mean += tl.sum(down, 1)
-        _store_planes(high, low, line + (j * C + column)[None, :], total * factor, mask, SPLIT)
+        tl.store(out + line + (j * C + column)[None, :], (total * factor).to(out.dtype.element_ty), mask=mask)
     tl.store(mean_parts + ((group * K + i) * K + j) * C + row, to_mean, mask=inside)
 
 
@@ -171,10 +157,8 @@ def _add_direct(acc, statistics, grad, node, row, column, N, C, K):
 @triton.jit
 def node_gradient(
     g,
-    high,
-    low,
-    block_high,
-    block_low,
+    matrices,
+    blocks,
     scale,
     statistics,
     grad,
@@ -194,7 +178,8 @@ def node_gradient(
     BLOCK_K: tl.constexpr,
 ):
     """The gradient of g_i (N, C): from its Gram matrix, from the blocks of all nodes, from the position weights, which
-    `grad` (B, K, K, C) multiplies, and from mean_i, whose gradient is N grad_mean. Matrices come in two planes."""
+    `grad` (B, K, K, C) multiplies, and from mean_i, whose gradient is N grad_mean. matrices: of `position_gradient`,
+    blocks: of `channel_gradient`, both in the dtype of g."""
     across = tl.cdiv(C, BLOCK_N)
     node = tl.program_id(1).to(tl.int64)
     i, group = node % K, node // K
@@ -210,8 +195,7 @@ def node_gradient(
         mask = inside[:, None] & known[None, :]
         pointer = g + node * stride_node + k.to(tl.int64)[:, None] * stride_row + column[None, :]
         y = tl.load(pointer, mask=known[:, None] & within[None, :], other=0.0)
-        acc = product(tl.load(high + offset, mask=mask, other=0.0), y, acc, PRECISION)
-        acc = product(tl.load(low + offset, mask=mask, other=0.0), y, acc, PRECISION)
+        acc = product(tl.load(matrices + offset, mask=mask, other=0.0), y, acc, PRECISION)
     steps = tl.cdiv(C, BLOCK_K)
     for step in range(0, K * steps):
         other = step // steps
@@ -223,8 +207,7 @@ def node_gradient(
             group * stride_matrix + (other * C + k).to(tl.int64)[:, None] * stride_block + (i * C + column)[None, :]
         )
         mask = known[:, None] & within[None, :]
-        acc = product(x, tl.load(block_high + offset, mask=mask, other=0.0), acc, PRECISION)
-        acc = product(x, tl.load(block_low + offset, mask=mask, other=0.0), acc, PRECISION)
+        acc = product(x, tl.load(blocks + offset, mask=mask, other=0.0), acc, PRECISION)
     acc = acc / tl.load(scale + group) + tl.load(grad_mean + node * C + column, mask=within, other=0.0)[None, :]
     acc = _add_direct(acc, statistics, grad, node, row, column, N, C, K)
     pointer = out + (node * N + line)[:, None] * C + column[None, :]

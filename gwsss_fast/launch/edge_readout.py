@@ -1,9 +1,10 @@
 """Starts the kernels of the edge readout.
 
 Kept for the backward pass: the statistics of both softmaxes by edge, 3 (N + C) numbers each. Gram matrices and channel
-blocks are made again; with their gradients the backward pass holds 2 K (N^2 + K C^2) float32 numbers a group. In 16
-bits every product runs in our kernels, with the scores in float32 and their gradients in two 16-bit planes of twice the
-digits. In float32 PyTorch makes the products: no tensor core serves them.
+blocks, K (N^2 + K C^2) float32 numbers a group, are made again; their gradients are as many numbers in the nodes'
+dtype. In 16 bits every product runs in our kernels, with the scores in float32. One rounding of their gradients to 16
+bits costs less than that of the result: they multiply the nodes, which are many, and the roundings average out. In
+float32 PyTorch makes the products: no tensor core serves them.
 Deterministic: no atomics, and sums over tiles are added in a fixed order.
 """
 
@@ -17,7 +18,7 @@ from gwsss_fast.kernels import edge_readout_gradient as gradient_kernels
 from gwsss_fast.launch.launcher import Tiles, blocks, launch, power_of_two
 from gwsss_fast.launch.tuning import dtype_name, tiles_for
 
-TOP = 2.0**15  # half of float16's range, the largest value a plane may take
+TOP = 2.0**15  # half of float16's range, the largest value that a gradient of the scores may take
 
 
 def _even(g: Tensor) -> Tensor:
@@ -31,10 +32,12 @@ def _precision(g: Tensor) -> str:
     return "upcast" if g.dtype == torch.bfloat16 and g.device.type == "cpu" else "ieee"
 
 
-def _padded(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
-    """Uninitialised, with rows at a distance that 16 divides: loads of 16 bytes for any number of positions."""
+def _like_scores(shape: tuple[int, ...], g: Tensor, dtype: torch.dtype) -> Tensor:
+    """Room for scores or their gradients. Where our kernels make the products, rows are at a distance that 16 divides:
+    loads of 16 bytes for any number of positions. In float32 they are as PyTorch's products leave them."""
     *outer, width = shape
-    return torch.empty((*outer, -(-width // 16) * 16), device=like.device, dtype=dtype)[..., :width]
+    step = width if g.dtype == torch.float32 else -(-width // 16) * 16
+    return torch.empty((*outer, step), device=g.device, dtype=dtype)[..., :width]
 
 
 def _start_gram(g: Tensor, out: Tensor, channels_first: bool) -> None:
@@ -67,8 +70,8 @@ def _grams(g: Tensor) -> Tensor:
     groups, nodes, positions, _ = g.shape
     if g.dtype == torch.float32:
         flat = g.flatten(0, 1)
-        return flat @ flat.mT
-    out = _padded((groups * nodes, positions, positions), g, torch.float32)
+        return _mirrored(flat @ flat.mT)
+    out = _like_scores((groups * nodes, positions, positions), g, torch.float32)
     _start_gram(g, out, channels_first=False)
     return out
 
@@ -77,11 +80,21 @@ def _channel_blocks(g: Tensor) -> Tensor:
     """g_a^T g_b of all nodes of a group in float32, (B, K C, K C)."""
     groups, nodes, _, channels = g.shape
     if g.dtype == torch.float32:
-        return (flat := _side_by_side(g)).mT @ flat
+        flat = _side_by_side(g)
+        return _mirrored(flat.mT @ flat)
     width = nodes * channels
-    out = _padded((groups, width, width), g, torch.float32)
+    out = _like_scores((groups, width, width), g, torch.float32)
     _start_gram(g, out, channels_first=True)
     return out
+
+
+def _mirrored(matrices: Tensor) -> Tensor:
+    """The same matrices, (matrices, size, size), made symmetric: a product need not be so in its last bit."""
+    count, size, _ = matrices.shape
+    tiles = Tiles({"BLOCK": min(power_of_two(size), 64)}, num_warps=8)
+    grid = (blocks(size, tiles.blocks["BLOCK"]) ** 2, count)
+    launch(kernels.mirror, grid, matrices, size, matrices.stride(0), matrices.stride(1), tiles=tiles)
+    return matrices
 
 
 def _side_by_side(g: Tensor) -> Tensor:
@@ -150,12 +163,12 @@ def edge_readout_backward(
     mean = g.mean(2, dtype=torch.float32)
     slopes = _slopes(g, grad_p)
     scale = _scale(slopes, grad_c, mean) if g.dtype != torch.float32 else g.new_ones(len(g))
-    planes = _position_gradient(g, of_positions, slopes, scale)
-    block_planes, through_blocks = _channel_gradient(g, of_channels, mean, grad_c, scale)
+    matrices = _position_gradient(g, of_positions, slopes, scale)
+    block_matrices, through_blocks = _channel_gradient(g, of_channels, mean, grad_c, scale)
     grad_mean = (grad_c.sum(2) + through_blocks.sum(2)) / positions
     if g.dtype == torch.float32:
-        return _node_gradient_of_products(g, planes[0], block_planes[0], of_positions[:, :, :, 2], grad_p, grad_mean)
-    return _node_gradient(g, planes, block_planes, scale, of_positions, grad_p, grad_mean)
+        return _node_gradient_of_products(g, matrices, block_matrices, of_positions[:, :, :, 2], grad_p, grad_mean)
+    return _node_gradient(g, matrices, block_matrices, scale, of_positions, grad_p, grad_mean)
 
 
 def _slopes(g: Tensor, grad: Tensor) -> Tensor:
@@ -182,58 +195,49 @@ def _scale(slopes: Tensor, grad: Tensor, mean: Tensor) -> Tensor:
     return TOP * torch.exp2(-torch.ceil(torch.log2(bound)))
 
 
-def _planes(shape: tuple[int, ...], g: Tensor) -> tuple[Tensor, Tensor]:
-    """Room for a matrix in one float32 plane, named twice, or in two 16-bit planes; rows as those of its scores."""
-    if g.dtype == torch.float32:
-        return (whole := torch.empty(shape, device=g.device)), whole
-    return _padded(shape, g, g.dtype), _padded(shape, g, g.dtype)
-
-
-def _position_gradient(g: Tensor, of_positions: Tensor, slopes: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def _position_gradient(g: Tensor, of_positions: Tensor, slopes: Tensor, scale: Tensor) -> Tensor:
     """What multiplies each node from its Gram matrix, (B K, N, N)."""
     groups, nodes, positions, _ = g.shape
     grams, means = _grams(g), torch.empty_like(slopes)
     edges, sizes = groups * nodes * nodes, (positions, nodes, grams.stride(1))
     arguments = (grams, of_positions, slopes, means)
     _start_by_edge(gradient_kernels.mean_slopes, positions, positions, edges, *arguments, *sizes)
-    high, low = _planes((groups * nodes, positions, positions), g)
+    out = _like_scores((groups * nodes, positions, positions), g, g.dtype)
     tiles = Tiles({"BLOCK": min(power_of_two(positions), 64)}, num_warps=8)
     launch(
         gradient_kernels.position_gradient,
         (blocks(positions, tiles.blocks["BLOCK"]) ** 2, groups * nodes),
-        *(*arguments, scale, high, low, *sizes, high.stride(1)),
+        *(*arguments, scale, out, *sizes, out.stride(1)),
         tiles=tiles,
-        SPLIT=g.dtype != torch.float32,
     )
-    return high, low
+    return out
 
 
 def _channel_gradient(
     g: Tensor, of_channels: Tensor, mean: Tensor, grad: Tensor, scale: Tensor
-) -> tuple[tuple[Tensor, Tensor], Tensor]:
+) -> tuple[Tensor, Tensor]:
     """What multiplies all nodes from the channel blocks, (B, K C, K C), and parts of the means' gradient."""
     groups, nodes, _, channels = g.shape
     width = nodes * channels
     a = _channel_blocks(g)
-    high, low = _planes((groups, width, width), g)
+    out = _like_scores((groups, width, width), g, g.dtype)
     parts = torch.empty((groups, nodes, nodes, channels), device=g.device, dtype=torch.float32)
     height, wide = (16, 128) if channels % 16 == 0 else (8, 64)
     tiles = Tiles({"BLOCK_R": height, "BLOCK_C": min(power_of_two(channels), wide)})
     launch(
         gradient_kernels.channel_gradient,
         (blocks(channels, tiles.blocks["BLOCK_R"]), groups * nodes * nodes),
-        *(a, mean, of_channels, grad, scale, high, low, parts),
+        *(a, mean, of_channels, grad, scale, out, parts),
         *(channels, nodes, a.stride(0), a.stride(1)),
         tiles=tiles,
-        SPLIT=g.dtype != torch.float32,
     )
-    return (high, low), parts
+    return out, parts
 
 
 def _node_gradient(
     g: Tensor,
-    planes: tuple[Tensor, Tensor],
-    block_planes: tuple[Tensor, Tensor],
+    matrices: Tensor,
+    block_matrices: Tensor,
     scale: Tensor,
     of_positions: Tensor,
     grad: Tensor,
@@ -243,15 +247,16 @@ def _node_gradient(
     groups, nodes, positions, channels = g.shape
     out = torch.empty(g.shape, device=g.device, dtype=g.dtype)
     wide = min(power_of_two(channels), 128)
-    heuristic = Tiles({"BLOCK_M": 128, "BLOCK_N": wide, "BLOCK_K": 32}, 8 if wide == 128 else 4, 3)
-    sizes = (positions, channels, nodes, g.stride(1), g.stride(2), planes[0].stride(1))
-    strides = (block_planes[0].stride(0), block_planes[0].stride(1))
+    deep = 64 if channels % 16 == 0 else 32
+    heuristic = Tiles({"BLOCK_M": 128, "BLOCK_N": wide, "BLOCK_K": deep}, 8 if wide == 128 else 4, 3)
+    sizes = (positions, channels, nodes, g.stride(1), g.stride(2), matrices.stride(1))
+    strides = (block_matrices.stride(0), block_matrices.stride(1))
 
     def run(tiles: Tiles) -> None:
         launch(
             gradient_kernels.node_gradient,
             (blocks(positions, tiles.blocks["BLOCK_M"]) * blocks(channels, tiles.blocks["BLOCK_N"]), groups * nodes),
-            *(g, *planes, *block_planes, scale, of_positions, grad, grad_mean, out, *sizes, *strides),
+            *(g, matrices, block_matrices, scale, of_positions, grad, grad_mean, out, *sizes, *strides),
             tiles=tiles,
             PRECISION=_precision(g),
         )
