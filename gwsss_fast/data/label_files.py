@@ -13,12 +13,34 @@ import torch
 
 from gwsss_fast.errors import GwsssError
 
+
+def _encode(text: str, encoding: str = "") -> bytes:
+    """Bytes in protocols 0 to 2, where Python 3 writes them as text for `_codecs.encode`; latin1 and nothing else."""
+    if type(text) is not str or encoding != "latin1":
+        raise pickle.UnpicklingError(f"it asks for _codecs.encode by {encoding!r}, which is refused")
+    return text.encode("latin1")
+
+
+def _from_buffer(
+    buffer: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], order: Any, axes: tuple[int, ...] | None = None
+) -> np.ndarray:
+    """NumPy's function for arrays in protocol 5, for numbers alone: bytes must never become pointers to objects."""
+    if dtype.kind not in "biufc":
+        raise pickle.UnpicklingError(f"it asks for an array of {dtype} from bytes, which is refused")
+    array = np.frombuffer(buffer, dtype)
+    if order == "K" and axes is not None:
+        return array.reshape(shape).transpose(axes)
+    return array.reshape(shape, order="F" if order == "F" else "C")
+
+
 _PLAIN = (dict, list, tuple, set, frozenset, str, bytes, int, float, bool, complex)
 _ALLOWED: dict[tuple[str, str], Any] = {
     **{(module, kind.__name__): kind for kind in _PLAIN for module in ("builtins", "__builtin__")},  # Python 3 and 2
-    # The two functions have moved between versions of NumPy; what they build tells where they are now.
+    # The functions have moved between versions of NumPy; what they build tells where they are now.
     **{(f"numpy.{core}.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0] for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "scalar"): np.float32(0).__reduce__()[0] for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
+    ("_codecs", "encode"): _encode,
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
     ("collections", "OrderedDict"): OrderedDict,

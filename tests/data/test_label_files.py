@@ -1,3 +1,4 @@
+import _codecs
 import os
 import pickle
 
@@ -6,7 +7,10 @@ import pytest
 import torch
 
 from gwsss_fast.data.label_files import load_pickled_dict, read_cls_labels
+from gwsss_fast.data.map_files import read_map_file
 from gwsss_fast.errors import GwsssError
+
+_frombuffer = np.arange(2.0).__reduce_ex__(5)[0]  # NumPy has moved it
 
 
 def save_pickle(path, pickled: bytes):
@@ -96,6 +100,79 @@ def test_a_file_of_python_2(tmp_path):
     # {'2007_000032': 1} with byte strings and the Python 2 names, as its numpy.save wrote it
     pickled = b"\x80\x02}q\x00U\x0b2007_000032q\x01c__builtin__\nint\nK\x01\x85Rs."
     assert load_pickled_dict(save_pickle(tmp_path / "x.npy", pickled)) == {"2007_000032": 1}
+
+
+def _short(text: bytes) -> bytes:
+    """A string as protocols from 4 on write it."""
+    return b"\x8c" + bytes([len(text)]) + text
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("keys", [(2007000032, 2011003276), ("2007_000032", "2011_003276")])
+@pytest.mark.parametrize("core", ["numpy.core", "numpy._core"])
+def test_cls_labels_of_every_protocol(tmp_path, protocol, keys, core):
+    vectors = [np.array([1.0, 0, 1], np.float32), np.zeros(3, np.float32)]
+    pickled = pickle.dumps(np.array(dict(zip(keys, vectors, strict=True)), object), protocol)
+    for name in (b"multiarray", b"numeric"):
+        old, new = b"numpy._core." + name, f"{core}.".encode() + name
+        pickled = pickled.replace(b"c" + old, b"c" + new).replace(_short(old), _short(new))
+    if protocol >= 4:
+        pickled = pickled[:2] + pickled[11:]  # without the length of the whole, which may have changed
+    assert core.encode() in pickled
+    labels = read_cls_labels(save_pickle(tmp_path / "cls_labels.npy", pickled))
+    assert {key: value.tolist() for key, value in labels.items()} == {
+        "2007_000032": [1, 0, 1],
+        "2011_003276": [0, 0, 0],
+    }
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+def test_values_of_every_protocol(tmp_path, protocol):
+    maps = np.random.default_rng(0).random((2, 3, 4), np.float32)
+    saved = {
+        "keys": np.array([1, 7]),
+        "maps": maps,
+        "turned": maps.T,
+        "swapped": maps.swapaxes(0, 1),
+        "big": maps.astype(">f4"),
+        "none": maps[:0],
+        "one": np.float32(2.5),
+        "bytes": b"\x00\xff",
+        "tensor": torch.from_numpy(maps),
+    }
+    loaded = load_pickled_dict(save_pickle(tmp_path / "x.npy", pickle.dumps(np.array(saved, object), protocol)))
+    for key in ("keys", "maps", "turned", "swapped", "big", "none", "tensor"):
+        np.testing.assert_array_equal(loaded[key], np.asarray(saved[key]))
+    assert (loaded["one"], loaded["bytes"]) == (saved["one"], saved["bytes"])
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_maps_of_other_projects(tmp_path, protocol):
+    maps = np.random.default_rng(0).random((2, 3, 4), np.float32)
+    irn = {"keys": torch.tensor([1, 7]), "cam": torch.from_numpy(maps[:, :1, :1]), "high_res": maps}
+    for content in (irn, {1: maps[0], 7: maps[1]}):
+        path = save_pickle(tmp_path / "x.npy", pickle.dumps(np.array(content, object), protocol))
+        stored = read_map_file(path)
+        assert stored.keys.tolist() == [1, 7]
+        np.testing.assert_array_equal(stored.maps["ensemble"], maps)
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        (_codecs.encode, ("print()", "rot13")),
+        (_codecs.encode, ("x", "utf-8")),
+        (_codecs.encode, ("x",)),
+        (_codecs.encode, (b"x", "latin1")),
+        (_codecs.decode, (b"x", "latin1")),
+        (_frombuffer, (bytes(8), np.dtype(object), (1,), "C")),
+    ],
+)
+def test_the_functions_for_bytes_do_nothing_else(tmp_path, protocol, function, arguments):
+    pickled = pickle.dumps(np.array({"x": Payload(function, *arguments)}, object), protocol)
+    with pytest.raises(GwsssError, match=r"x\.npy .*refused"):
+        load_pickled_dict(save_pickle(tmp_path / "x.npy", pickled))
 
 
 def test_what_is_no_dictionary(tmp_path):
