@@ -55,7 +55,7 @@ def graph_dropout(g: Tensor, r: Tensor, drop_rate: float = 0.8, drop_threshold: 
     """g * s with s = sigmoid(o) where r < drop_rate, else o * 1(o < max(o) * drop_threshold); o = mean over channels.
 
     g: (B, K, N, C); r: (B,), one draw from [0, 1) a group, or (B, K), one a node. Returns g's shape and dtype; the
-    mean and the map are in float32 for 16-bit inputs. Raises GwsssError when shapes do not fit.
+    mean and the map are in float32 for 16-bit inputs. Raises GwsssError when shapes do not fit or a share is outside of 0..1.
     """
     (g,) = dispatch.autocast(g)
     dispatch.check(
@@ -65,6 +65,8 @@ def graph_dropout(g: Tensor, r: Tensor, drop_rate: float = 0.8, drop_threshold: 
         r.dim() in (1, 2) and r.shape == g.shape[: r.dim()],
         f"graph_dropout: r must be (B,) or (B, K) for g {tuple(g.shape)}, not {tuple(r.shape)}",
     )
+    for name, value in (("drop_rate", drop_rate), ("drop_threshold", drop_threshold)):
+        dispatch.check(0 <= value <= 1, f"graph_dropout: {name} is {value}; it must lie in 0..1")
     dispatch.check(r.device == g.device, f"graph_dropout: r is on {r.device} but g is on {g.device}; move one of them")
     backend = dispatch.choose("graph_dropout", g, r)
     return dispatch.without_autocast(_graph_dropout, g, r, drop_rate, drop_threshold, backend)[0]

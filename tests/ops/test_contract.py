@@ -147,6 +147,7 @@ def test_a_forced_backend_that_cannot_take_the_inputs_says_why() -> None:
         (lambda x: ops.co_attention(x, x, x.double()), "g is torch.float64 but p is torch.float32"),
         (lambda x: ops.co_attention(x[:, :1], x[:, :1], x), "in B, K and N"),
         (lambda x: ops.graph_dropout(x, torch.zeros(5)), "r must be"),
+        (lambda x: ops.graph_dropout(x, torch.zeros(2), drop_rate=3.0), "drop_rate is 3.0"),
         (lambda x: ops.conv_gru(x, x, torch.zeros(3, 2, 1, 1), torch.zeros(3)), "weight must be"),
         (lambda x: ops.edge_readout(x[0]), "edge_readout: g must be"),
         (lambda x: ops.edge_readout(x.long()), "edge_readout: g must be"),
