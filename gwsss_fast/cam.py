@@ -66,6 +66,7 @@ def make_maps(run: Run, resume: bool = False) -> None:
     if missing_files([run.map_file(record) for record in split.records if record.id in made]):
         sweeps, done, made = Sweeps(len(run.data.classes)), [], frozenset()
     found = run_maps(run, split, made)
+    run.begin("cam", resume)
     if not done:
         run.discard("cam")
     scored = {record.id for record in scoring.records} if scoring else set()

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gwsss_fast.config import Config, check, closest, differences, load_config, read_config, write_config
+from gwsss_fast.config import Config, check, closest, differences, load_config, read_config
 from gwsss_fast.data.check import verify_files
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.ops import backend as use_backend
@@ -103,6 +103,7 @@ _Stage = TypeVar("_Stage", bound=StageArguments)
 
 def open_stage(kind: type[_Stage], verb: str, arguments: Sequence[str]) -> tuple[_Stage, Run]:
     """The arguments and the run of a single-stage command; only the section `verb` may differ from the stored run.
+    Nothing is written: the stage does that when it begins.
 
     Raises GwsssError when neither a run nor a checkpoint is given, or when one of them cannot be used.
     """
@@ -128,7 +129,6 @@ def open_stage(kind: type[_Stage], verb: str, arguments: Sequence[str]) -> tuple
         refuse_existing(Path(config.output))
         run = open_run(Path(config.output), config)
         run.checkpoint = Path(str(checkpoint))
-    write_config(config, run.folder / "config.yaml")
     return options, run
 
 
@@ -177,18 +177,18 @@ def stage_of(key: str) -> str | None:
     return section if section in STAGES and key != "cam.oaa" else "classifier"
 
 
-def run_stage(run: Run, stage: str, body: Callable[[Run], None], resume: bool = False) -> None:
-    """Run one stage: time it, mark what it outdates, record it in metrics.json.
+def run_stage(run: Run, stage: str, body: Callable[[Run], None]) -> None:
+    """Run one stage: time it and record it in metrics.json.
 
-    resume: `body` goes on with what the stage has left, instead of replacing it.
+    `body` calls `run.begin` when it has checked all it needs; what it raises before leaves the folder as it was.
     """
-    run.begin(stage, resume)
     start, spent = time.perf_counter(), run.metrics().get("interrupted", {}).get(stage, 0.0)
     try:
         with use_backend(run.config.backend):
             body(run)
     except KeyboardInterrupt:
-        run.add_metrics(interrupted={stage: round(spent + time.perf_counter() - start, 2)})
+        if run.folder.is_dir():
+            run.add_metrics(interrupted={stage: round(spent + time.perf_counter() - start, 2)})
         raise
     metrics = run.metrics()
     run.add_metrics(

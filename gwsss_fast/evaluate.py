@@ -82,6 +82,7 @@ def evaluate(run: Run) -> None:
     """
     split = run.data.validation
     if split is None or not len(split):
+        run.begin("evaluate", False)
         run.note("evaluate: the data set has no validation images; nothing to predict")
         return
     found = predict_split(run, split)
@@ -99,6 +100,7 @@ def predict_split(run: Run, split: Split) -> tuple[np.ndarray, np.ndarray] | Non
     tags; None when masks are missing."""
     options, classes = run.config.evaluate, len(run.data.classes) + 1
     model = load_segmenter(run.config, run.segmenter_checkpoint, run.data.classes).to(run.device)
+    run.begin("evaluate", False)
     scored = all(record.mask is not None for record in split.records)
     confusion, told = np.zeros((2, classes, classes), np.int64)
     with Reporter("evaluate", len(split), console=run.console) as bar:

@@ -35,15 +35,16 @@ def _command(arguments: Sequence[str]) -> None:
 def make_pseudo_labels(run: Run, resume: bool = False) -> None:
     """Write pseudo/ID.png of every image and metrics["pseudo"]; with `resume` the files that are there are kept.
 
-    Raises GwsssError when maps are missing.
+    Raises GwsssError when maps or saliency maps are missing; what was made before is untouched then.
     """
     split, scoring, classes = run.map_split, run.data.scoring, len(run.data.classes) + 1
     missing = missing_files([run.map_file(record) for record in split.records])
     if missing:
         raise GwsssError(f"maps {missing[0]} do not exist ({len(missing)} of {len(split)}); run stage cam first")
+    rule = check_background(run)
+    run.begin("pseudo", resume)
     if not resume:
         run.discard("pseudo")
-    rule = background_rule(run)
     scored = {record.id for record in scoring.records} if scoring else set()
     confusion, covered = np.zeros((classes, classes), np.int64), []
     with Reporter("pseudo", len(split), console=run.console) as bar:
@@ -74,6 +75,18 @@ def background_rule(run: Run) -> str:
     if rule != "auto":
         return rule
     return "saliency" if all(record.saliency is not None for record in run.map_split.records) else "threshold"
+
+
+def check_background(run: Run) -> str:
+    """The background rule. Raises GwsssError when it needs saliency maps that the data set lacks."""
+    rule, records = background_rule(run), run.map_split.records
+    lacking = [record for record in records if record.saliency is None]
+    if rule == "saliency" and lacking and run.config.pseudo.missing_saliency == "error":
+        raise GwsssError(
+            f"{lacking[0].image} has no saliency map ({len(lacking)} of {len(records)} images); name their folder with "
+            "--data.saliency, choose --pseudo.background threshold or alpha, or set --pseudo.missing-saliency threshold"
+        )
+    return rule
 
 
 def label_of(run: Run, record: Record, rule: str) -> np.ndarray:

@@ -9,9 +9,10 @@ from pathlib import Path
 from torch import nn
 
 from gwsss_fast import cli
+from gwsss_fast.errors import GwsssError
 from gwsss_fast.report import build_report
 from gwsss_fast.training.build import load_classifier
-from gwsss_fast.training.runs import Run
+from gwsss_fast.training.runs import STAGES, Run
 from gwsss_fast.training.segmenter import load_segmenter
 
 
@@ -30,7 +31,10 @@ def _command(arguments: Sequence[str]) -> None:
 
 
 def write_report(run: Run) -> None:
-    """Write report.html of a run's folder."""
+    """Write report.html of a run's folder. Raises GwsssError when no stage has left anything there."""
+    if not any(run.begun(stage) for stage in STAGES[:-1]):
+        raise GwsssError(f"{run.folder} holds nothing to report; run stage {STAGES[0]} and those after it first")
+    run.begin("report", False)
 
     def classifier(checkpoint: Path) -> nn.Module:
         return load_classifier(run.config, checkpoint, run.data.classes)[0].to(run.device)

@@ -14,14 +14,15 @@ import tyro
 
 from gwsss_fast import cli
 from gwsss_fast.cam import make_maps
-from gwsss_fast.config import Config, check, load_config, write_config
+from gwsss_fast.config import Config, check, load_config
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.evaluate import evaluate
-from gwsss_fast.pseudo import make_pseudo_labels
+from gwsss_fast.models.backbones import check_backbone
+from gwsss_fast.pseudo import check_background, make_pseudo_labels
 from gwsss_fast.report_run import write_report
 from gwsss_fast.training.classifier import train_classifier
 from gwsss_fast.training.runs import STAGES, Run
-from gwsss_fast.training.segmenter import train_segmenter
+from gwsss_fast.training.segmenter import check_segmenter, train_segmenter
 
 RUNS = Path("runs")
 
@@ -52,12 +53,13 @@ def _command(arguments: Sequence[str]) -> None:
     run = cli.open_run(folder, config, verify=not stored)
     if stored:
         cli.refuse_changes(cli.stored_config(folder), config, folder, lambda stage: run.begun(stage))
+    stages = STAGES if options.stage == "all" else (options.stage,)
+    check_stages(run, stages, options.resume)
     bare = not folder.exists() or not any(folder.iterdir())
-    write_config(config, folder / "config.yaml")
     run.note(f"run: {folder} on {run.device.type}")
     try:
-        run_stages(run, STAGES if options.stage == "all" else (options.stage,), options.resume)
-    except (GwsssError, OSError):
+        run_stages(run, stages, options.resume)
+    except Exception:
         if bare:
             remove_if_bare(folder)
         raise
@@ -101,6 +103,19 @@ def choose_folder(options: Arguments) -> Path:
     return RUNS / f"{stem}{time.strftime('%Y%m%d-%H%M%S')}"
 
 
+def check_stages(run: Run, stages: Sequence[str], resume: bool) -> None:
+    """Raises GwsssError for an option that would stop a later one of `stages` after hours of the earlier ones."""
+    # What follows a stage that runs is outdated by it and runs too.
+    first = next((i for i, stage in enumerate(stages) if not (resume and run.complete(stage))), len(stages))
+    todo, config = stages[first:], run.config
+    if "classifier" in todo:
+        check_backbone(config.model.backbone, config.model.weights)
+    if "pseudo" in todo:
+        check_background(run)
+    if "segmenter" in todo:
+        check_segmenter(config)
+
+
 def run_stages(run: Run, stages: Sequence[str], resume: bool) -> None:
     """Run `stages` in order; with `resume`, a complete stage is skipped and a broken training goes on."""
     for stage in stages:
@@ -108,20 +123,19 @@ def run_stages(run: Run, stages: Sequence[str], resume: bool) -> None:
             run.note(f"{stage}: done before, skipped")
             continue
         go_on = resume and not run.outdated(stage)
-        cli.run_stage(run, stage, stage_function(stage, go_on), go_on)
+        cli.run_stage(run, stage, stage_function(stage, go_on))
 
 
 def stage_function(stage: str, resume: bool) -> Callable[[Run], None]:
     """What runs a stage; with `resume` it goes on with what it has left."""
 
     def classifier(run: Run) -> None:
+        run.begin("classifier", resume)
         if not resume:
             run.discard("classifier")
         run.add_metrics(initialised_from={"classifier": train_classifier(run, resume)})
 
     def segmenter(run: Run) -> None:
-        if not resume:
-            run.discard("segmenter")
         run.add_metrics(initialised_from={"segmenter": train_segmenter(run, run.data.training, resume)})
 
     functions: dict[str, Callable[[Run], None]] = {

@@ -64,17 +64,22 @@ def function_backbone(name: str, weights: str = "default") -> Backbone:
     weights: "default" and "none" leave the module as the function built it, a path is loaded into it. Raises
     GwsssError when the import fails, the function is missing or fails, or its module is no backbone.
     """
-    where, _, function_name = name.rpartition(":")
-    function = getattr(_import(where, name), function_name, None)
-    if not callable(function):
-        raise GwsssError(f"backbone {name}: {where} has no function {function_name}")
-    body = _call(function, name)
+    body = _call(find_function(name), name)
     record = f"as built by {name}"
     if weights not in ("default", "none"):
         record = load_weights(body, weights)
     backbone = External(body, name)
     backbone.initialised_from = record
     return backbone
+
+
+def find_function(name: str) -> Callable[[], Any]:
+    """The function of `module:function` or `path/to/file.py:function`. Raises GwsssError when there is none."""
+    where, _, function_name = name.rpartition(":")
+    function = getattr(_import(where, name), function_name, None)
+    if not callable(function):
+        raise GwsssError(f"backbone {name}: {where} has no function {function_name}")
+    return function
 
 
 def _call(function: Callable[[], Any], name: str) -> nn.Module:
@@ -119,13 +124,7 @@ def timm_backbone(name: str, weights: str = "default") -> Backbone:
     weights: "default" (timm's pretrained ones), "none" or the path of a file in timm's names. Raises GwsssError when
     timm is missing, does not know the model, cannot run it at these strides or cannot get its weights.
     """
-    try:
-        import timm
-    except ImportError as error:
-        raise GwsssError(f"backbone {name} needs timm; install it with: pip install 'gwsss-fast[timm]'") from error
-    architecture = name.removeprefix("timm:")
-    if not timm.is_model(architecture.split(".")[0]):
-        raise GwsssError(f"timm has no model {architecture}; timm.list_models() names those it has")
+    timm, architecture = check_timm(name), name.removeprefix("timm:")
     options: dict[str, Any] = {"pretrained": weights != "none", "features_only": True, "out_indices": (-1,)}
     record = "random" if weights == "none" else f"timm {architecture}"
     if weights not in ("default", "none"):
@@ -138,6 +137,18 @@ def timm_backbone(name: str, weights: str = "default") -> Backbone:
         raise GwsssError(f"backbone {name} has stride {backbone.stride}; choose a model that runs at stride 8 or 16")
     backbone.initialised_from = record
     return backbone
+
+
+def check_timm(name: str) -> Any:
+    """The module timm, which knows `timm:NAME`. Raises GwsssError when it is missing or does not."""
+    try:
+        import timm
+    except ImportError as error:
+        raise GwsssError(f"backbone {name} needs timm; install it with: pip install 'gwsss-fast[timm]'") from error
+    architecture = name.removeprefix("timm:")
+    if not timm.is_model(architecture.split(".")[0]):
+        raise GwsssError(f"timm has no model {architecture}; timm.list_models() names those it has")
+    return timm
 
 
 def _timm_body(timm: Any, architecture: str, options: dict[str, Any], name: str) -> nn.Module:

@@ -17,7 +17,7 @@ import torchvision
 from rich.console import Console
 
 from gwsss_fast import files
-from gwsss_fast.config import Config, DataConfig, to_yaml
+from gwsss_fast.config import Config, DataConfig, to_yaml, write_config
 from gwsss_fast.data.dataset import DataSet, Record, Split, open_dataset
 from gwsss_fast.errors import GwsssError
 
@@ -102,8 +102,11 @@ class Run:
         files.write_json(self.folder / "metrics.json", metrics)
 
     def begin(self, stage: str, resume: bool) -> None:
-        """Note that `stage` is about to run: until it ends it is not complete, and what later stages have made belongs
-        to what it replaces. Without `resume` its own former output is outdated too, until `discard` or its end."""
+        """Note that `stage` starts, with all it needs at hand, and write the configuration that it runs with.
+
+        Until it ends it is not complete, and what later stages have made belongs to what it replaces. Without `resume`
+        its own former output is outdated too, until `discard` or its end.
+        """
         metrics = self.metrics()
         first = STAGES.index(stage) + (1 if resume else 0)
         begun = [name for name in STAGES[first:] if self.begun(name)]
@@ -111,6 +114,7 @@ class Run:
         seconds = {name: value for name, value in metrics.get("seconds", {}).items() if name != stage}
         if outdated != metrics.get("outdated", []) or seconds != metrics.get("seconds", {}):
             self._write_metrics({**metrics, "outdated": outdated, "seconds": seconds})
+        write_config(self.config, self.folder / "config.yaml")
 
     def discard(self, stage: str) -> None:
         """Remove what `stage` has made before, so that nothing of it can be taken for what it is about to make."""

@@ -14,7 +14,7 @@ from gwsss_fast.data.dataset import Split
 from gwsss_fast.data.torch_datasets import SegmentationDataset
 from gwsss_fast.data.transforms import SegmenterTransform
 from gwsss_fast.errors import GwsssError
-from gwsss_fast.models.backbones import build_backbone
+from gwsss_fast.models.backbones import build_backbone, check_backbone
 from gwsss_fast.models.deeplab import DeepLabV2, MultiScale, segmentation_loss
 from gwsss_fast.training.batches import epochs_of_batches, image_cache, shuffled
 from gwsss_fast.training.build import load_classifier
@@ -44,6 +44,9 @@ def train_segmenter(run: Run, split: Split, resume: bool = False) -> str:
         content = trainer.resume()
         source = content.get("initialised_from", {}).get("segmenter", source)
         trainer.record["initialised_from"] = {"segmenter": source}
+    run.begin("segmenter", resume)
+    if not resume:
+        run.discard("segmenter")
     transform = SegmenterTransform(options.crop, options.scales, options.flip, options.color_jitter)
     cache = image_cache(split, config.data.cache_mb)
     dataset = SegmentationDataset(split, transform, config.seed, masks, cache)
@@ -69,25 +72,39 @@ def body_name(config: Config) -> str:
     return config.segmenter.body or config.model.backbone
 
 
+def initial_weights(config: Config) -> str | None:
+    """The weights that the body starts from, as in segmenter.weights; None = the trained classifier's backbone.
+
+    Raises GwsssError when the body is another one than the classifier's backbone and shall start from it.
+    """
+    options, name, trained = config.segmenter, body_name(config), config.model.backbone
+    if options.init == "classifier" and name != trained:
+        raise GwsssError(
+            f"segmenter.init classifier needs the classifier's backbone {trained} as its body, not {name}; set "
+            "segmenter.init source"
+        )
+    if options.init == "classifier" or (options.init == "auto" and name == trained and options.weights == "default"):
+        return None
+    if options.weights == "default" and name == trained:
+        return config.model.weights  # the same source as the classifier's
+    return options.weights
+
+
+def check_segmenter(config: Config) -> None:
+    """Raises GwsssError for a body or weights that stage 2 would stumble over; cheap, fetches nothing."""
+    weights = initial_weights(config)
+    if weights is not None:
+        check_backbone(body_name(config), weights, "segmenter.weights")
+
+
 def build_segmenter(run: Run) -> DeepLabV2:
     """A new DeepLabV2 on the device, its body from the trained classifier or from the weights the options name."""
     config, options = run.config, run.config.segmenter
-    name, classes = body_name(config), len(run.data.classes) + 1
-    init = options.init
-    if init == "auto":
-        init = "classifier" if name == config.model.backbone and options.weights == "default" else "source"
-    body: str | nn.Module = name
-    weights = options.weights
-    if init == "classifier":
-        if name != config.model.backbone:
-            raise GwsssError(
-                f"segmenter.init classifier needs the classifier's backbone {config.model.backbone} as its body, "
-                f"not {name}; set segmenter.init source"
-            )
+    body: str | nn.Module = body_name(config)
+    classes, weights = len(run.data.classes) + 1, initial_weights(config)
+    if weights is None:
         body, weights = load_classifier(config, run.classifier_checkpoint, run.data.classes)[0].backbone, "none"
         body.initialised_from = f"the classifier's backbone ({run.classifier_checkpoint.name} of stage classifier)"  # type: ignore[assignment]
-    elif weights == "default" and name == config.model.backbone:
-        weights = config.model.weights  # the same source as the classifier's
     if isinstance(body, str) and weights in ("none", "default"):
         body, weights = build_backbone(body, weights), "none"
     model = DeepLabV2(classes, body, options.rates, weights, FROZEN[options.frozen_batch_norm])
