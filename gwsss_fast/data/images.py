@@ -19,7 +19,10 @@ def read_image(path: str | Path) -> Image.Image:
 
     Raises GwsssError when the file is missing or cannot be decoded.
     """
-    return _load(path, "image").convert("RGB")
+    image = _load(path, "image")
+    if image.mode.startswith("I"):  # 16 bits of grey; convert would clip them at 255
+        image = Image.fromarray((np.asarray(image, np.float32) / 257).round().clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def read_size(path: str | Path) -> tuple[int, int]:

@@ -22,6 +22,12 @@ def test_every_kind_of_image_becomes_rgb(tmp_path, mode):
     assert read_size(path) == (7, 5)
 
 
+def test_16_bits_of_grey_are_scaled(tmp_path):
+    values = np.array([[0, 127 * 257, 65535]], np.uint16)
+    image = np.asarray(read_image(save(tmp_path / "deep.png", values)))
+    np.testing.assert_array_equal(image, np.repeat([[[0], [127], [255]]], 3, axis=2))
+
+
 def test_truncated_image_is_named(tmp_path):
     path = save(tmp_path / "cut.jpg", np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
     path.write_bytes(path.read_bytes()[:-400])
