@@ -22,7 +22,7 @@ class ListEntry:
 
 
 def read_list(path: str | Path) -> list[ListEntry]:
-    """The entries of an image list: `id`, `id c1 c2 ...` (0-based labels) or `/JPEGImages/x.jpg /Masks/x.png`.
+    """The entries of an image list: `id`, `x.jpg`, `id c1 c2 ...` (0-based labels) or `/JPEGImages/x.jpg /Masks/x.png`.
 
     Raises GwsssError naming file and line when the list is missing, empty, malformed or names an image twice.
     """

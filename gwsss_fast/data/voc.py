@@ -130,14 +130,22 @@ class VocFolder:
     def _records(self, path: Path, entries: Sequence[ListEntry]) -> list[Record]:
         records, missing = [], []
         for entry in entries:
-            image = self.root / entry.image if entry.image else self._images.find(entry.id)
-            if image is None or not (image in self._images or image.is_file()):
-                missing.append(f"{path}, line {entry.line}: {image or self._images.path / (entry.id + '.jpg')}")
+            image = self._image(entry)
+            if not (image in self._images or image.is_file()):
+                missing.append(f"{path}, line {entry.line}: {image}")
                 continue
             records.append(Record(entry.id, image, self._mask(entry), self._saliency.find(entry.id)))
         if missing:
             raise MissingFilesError(missing)
         return records
+
+    def _image(self, entry: ListEntry) -> Path:
+        """Where the image of an entry is, or would be."""
+        if entry.image is None:
+            return self._images.find(entry.id) or self._images.path / f"{entry.id}.jpg"
+        path = self.root / entry.image
+        inside = self._images.path / entry.image  # a bare file name is one of JPEGImages first
+        return path if len(entry.image.parts) > 1 or (path.is_file() and not inside.is_file()) else inside
 
     def _mask(self, entry: ListEntry) -> Path | None:
         if entry.mask is not None and (self.root / entry.mask).is_file():

@@ -47,6 +47,21 @@ def test_paths(tmp_path):
     assert [record.labels for record in records] == [(0,), (2,)]
 
 
+def test_bare_file_names(tmp_path):
+    make_voc(tmp_path, "x", "y")
+    (tmp_path / "JPEGImages" / "y.jpg").rename(tmp_path / "y.jpg")
+    (tmp_path / "x.jpg").write_text("another")
+    add_mask(tmp_path, "x", [[1]])
+    add_mask(tmp_path, "y", [[2]])
+    write_list(tmp_path, "train", "x.jpg", "y.jpg y.png")
+    records = open_dataset(tmp_path).training.records
+    assert [record.image for record in records] == [tmp_path / "JPEGImages" / "x.jpg", tmp_path / "y.jpg"]
+    assert [record.labels for record in records] == [(0,), (1,)]
+    write_list(tmp_path, "train", "z.jpg")
+    with pytest.raises(MissingFilesError, match=r"line 1: .*/JPEGImages/z\.jpg does not exist"):
+        open_dataset(tmp_path)
+
+
 def test_bare_ids_with_labels_from_a_labelled_list(tmp_path):
     make_voc(tmp_path, "x", "y")
     write_list(tmp_path, "train", "x")
