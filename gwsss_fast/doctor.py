@@ -1,4 +1,7 @@
-"""`python -m gwsss_fast.doctor`: versions, device, and which backend runs which operation here, with reasons."""
+"""`python -m gwsss_fast.doctor`: versions, device, which backend runs which operation here, and why others do not.
+
+--build: build the native library now, also where that failed before; it is otherwise built when it is first needed.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from rich.table import Table
 
 from gwsss_fast import cli, ops
 from gwsss_fast.errors import GwsssError
+from gwsss_fast.native import library
+from gwsss_fast.native.build import BuildError
 from gwsss_fast.training.precision import choose_device
 from gwsss_fast.training.runs import environment
 
@@ -30,16 +35,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: Sequence[str]) -> None:
-    if arguments:
-        if arguments[0] in ("-h", "--help"):
-            print(__doc__)
-            return
-        raise GwsssError(f"unknown option {arguments[0]}; gwsss-fast doctor takes none")
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return
+    unknown = [argument for argument in arguments if argument != "--build"]
+    if unknown:
+        raise GwsssError(f"unknown option {unknown[0]}; gwsss-fast doctor takes --build")
     console = Console()
     console.print(versions_table())
+    failure = build_native() if arguments else None
     console.print(backends_table())
+    console.print(native_table())
     if not torch.cuda.is_available():
         console.print("No GPU is visible to PyTorch: install a CUDA build of torch, or go on with the CPU.")
+    if failure is not None:
+        raise GwsssError(f"the native library could not be built: {failure}")
+
+
+def build_native() -> str | None:
+    """Build the library where it is not built yet; the reason if that fails."""
+    try:
+        library.ensure(again=True)
+    except BuildError as error:
+        return str(error)
+    return None
 
 
 def versions_table() -> Table:
@@ -63,6 +82,28 @@ def backends_table() -> Table:
         for number, (backend, state) in enumerate(backends.items()):
             table.add_row(operation if number == 0 else "", backend, str(state))
         table.add_section()
+    return table
+
+
+def native_table() -> Table:
+    """The native library: where it is, what built it, for which processors and GPUs; or why it is not there."""
+    table = Table("what", "found", title="native library")
+    note = library.missing() or library.pending() or library.prepare()
+    table.add_row("state", note or "built")
+    if library.loaded() is not None:
+        table.add_row("file", str(library.loaded()))
+        for name, value in library.information().items():
+            table.add_row(name, value or "none")
+        return table
+    try:
+        site = library.site()
+    except BuildError:
+        return table
+    table.add_row("sources", str(site.source))
+    table.add_row("compiler", f"{site.tools.compiler}: {site.tools.compiler_version}")
+    table.add_row("to be built in", str(site.prefix))
+    if site.failure.is_file():
+        table.add_row("output of the build", str(site.log))
     return table
 
 

@@ -1,4 +1,4 @@
-"""Writing that never leaves half a file behind: to a temporary name in the same folder, then renamed."""
+"""The cache folder, and writing that never leaves half a file behind: to a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from gwsss_fast.errors import GwsssError
+
+
+def cache_folder() -> Path:
+    """$GWSSS_CACHE, else $XDG_CACHE_HOME/gwsss_fast, else ~/.cache/gwsss_fast."""
+    if own := os.environ.get("GWSSS_CACHE"):
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "gwsss_fast"
 
 
 @contextmanager

@@ -57,6 +57,7 @@ ALLOWED: dict[str, set[str]] = {
     **{room: BELOW_PIPELINE for room in PIPELINE},
     # Commands may import everything below, and each other (`train` runs the later stages).
     **{room: BELOW_PIPELINE | PIPELINE | COMMANDS for room in COMMANDS},
+    "doctor": BELOW_PIPELINE | PIPELINE | COMMANDS | {"native"},  # it shows what was built, and builds it on request
     "__init__": BELOW_MODELS | {"models", "data", "evaluation"},
 }
 

@@ -81,7 +81,9 @@ def test_the_wheel_holds_every_file_of_the_package(unpacked: Path) -> None:
         for path in (ROOT / "gwsss_fast").glob(pattern)
     }
     expected = {path.relative_to(ROOT) for path in (*code, *data)} | {Path("gwsss_fast/py.typed")}
-    expected |= {Path("gwsss_fast") / path.relative_to(ROOT) for path in (ROOT / "kernels").rglob("*.py")}
+    native = [ROOT / "CMakeLists.txt", *(path for path in (ROOT / "csrc").rglob("*") if path.is_file())]
+    beside = [*(ROOT / "kernels").rglob("*.py"), *native]  # lie beside the package, and are installed inside it
+    expected |= {Path("gwsss_fast") / path.relative_to(ROOT) for path in beside}
     assert {"paper.yaml", "report.html", "attention.js"} <= {path.name for path in expected}
     assert Path("gwsss_fast/kernels/__init__.py") in expected
     packed = {path.relative_to(unpacked) for path in (unpacked / "gwsss_fast").rglob("*") if path.is_file()}
@@ -116,6 +118,37 @@ def test_the_installed_package_works(unpacked: Path, tmp_path: Path) -> None:
     assert Path(package).is_relative_to(unpacked)
     assert Path(kernels).is_relative_to(unpacked)
     assert int(presets) == len(list((ROOT / "gwsss_fast" / "presets").rglob("*.yaml")))
+
+
+def test_the_installed_package_trains_without_any_compiler(unpacked: Path, shared_voc: Path, tmp_path: Path) -> None:
+    """No program on PATH, none that CXX names: the reference computes the dense CRF, and nothing is said twice."""
+    fast = [
+        *("--max-steps", "1", "--classifier.size", "32", "--epochs", "1", "--groups", "1", "--group-size", "2"),
+        *("--cam.scales", "1", "--pseudo.crf", "mcis", "--segmenter.crop", "33", "--segmenter.batch", "2"),
+        *("--workers", "0", "--data", str(shared_voc), "--output", str(tmp_path / "run")),
+    ]
+    code = (
+        "import os, sys\n"
+        f"os.environ.update(PATH={str(tmp_path)!r}, CXX='none', GWSSS_CACHE={str(tmp_path / 'cache')!r})\n"
+        "import gwsss_fast\n"
+        "from gwsss_fast import ops, train\n"
+        "from gwsss_fast.native import build\n"
+        "build._which = lambda program: None\n"
+        "state = ops.available()['dense_crf']['cpp']\n"
+        "assert not state and 'CXX=none is not there; install' in str(state), state\n"
+        f"assert train.main({fast!r}) == 0\n"
+        "assert not os.path.exists(os.environ['GWSSS_CACHE'] + '/native')\n"
+        "print(gwsss_fast.__file__)"
+    )
+    assert Path(run("-c", code, path=unpacked, folder=tmp_path).splitlines()[-1]).is_relative_to(unpacked)
+    assert (tmp_path / "run" / "metrics.json").is_file()
+
+
+def test_sources_in_an_installed_package_are_found(unpacked: Path, tmp_path: Path) -> None:
+    code = "from gwsss_fast.native import build\nprint(build.source_folder(), build.source_hash(build.source_folder()))"
+    folder, found = run("-c", code, path=unpacked, folder=tmp_path).split()
+    assert Path(folder) == unpacked / "gwsss_fast"
+    assert found == run("-c", code).split()[1]
 
 
 def test_an_editable_install_leads_to_the_sources(source: Path, poison: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from gwsss_fast.data.embedded_scene import Scene, plan_split, render
 from gwsss_fast.data.embedded_shapes import THINGS
 from gwsss_fast.data.palette import voc_palette
 from gwsss_fast.errors import GwsssError
+from gwsss_fast.files import cache_folder
 
 VERSION = 2
 """Part of the folder's name: raise it whenever the pictures change."""
@@ -28,14 +29,6 @@ CLASSES = tuple(thing.name for thing in THINGS)
 
 _FOLDERS = ("JPEGImages", "SegmentationClass", "SegmentationClassAug", "Saliency", "ImageSets/Segmentation")
 _RECORD = "embedded.json"  # written last: a folder without it is not a finished data set
-
-
-def cache_folder() -> Path:
-    """$GWSSS_CACHE, else $XDG_CACHE_HOME/gwsss_fast, else ~/.cache/gwsss_fast."""
-    if own := os.environ.get("GWSSS_CACHE"):
-        return Path(own).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "gwsss_fast"
 
 
 def build_embedded(

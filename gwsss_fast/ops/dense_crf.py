@@ -6,9 +6,13 @@ import torch
 from torch import Tensor
 
 from gwsss_fast import reference
-from gwsss_fast.ops import dispatch
+from gwsss_fast.ops import dispatch, native_kernels
+
+MOST_LABELS = 65535
+MOST_PIXELS = (2**31 - 1) // 6  # a pixel has six corners on the lattice, which are counted in 32 bits
 
 dispatch.register("dense_crf", "reference", dispatch.Kernel(reference.dense_crf, reference.dense_crf_backward))
+native_kernels.register("dense_crf", "cpp")
 
 
 @torch.library.custom_op("gwsss_fast::dense_crf", mutates_args=())
@@ -23,6 +27,7 @@ def _dense_crf(
     iterations: int,
     backend: str,
 ) -> Tensor:
+    dispatch.check(not bool(prob.isnan().any()), "dense_crf: prob holds NaN")
     options = _options(sxy_gaussian, w_gaussian, sxy_bilateral, srgb, w_bilateral, iterations)
     return dispatch.kernel("dense_crf", backend).forward(prob, image, **options)
 
@@ -98,7 +103,16 @@ def dense_crf(
         image.dtype == torch.uint8 and image.shape == (*prob.shape[1:], 3),
         f"dense_crf: image must be uint8 {(*prob.shape[1:], 3)}, not {image.dtype} {tuple(image.shape)}",
     )
+    labels, pixels = prob.shape[0], prob.shape[1] * prob.shape[2]
+    dispatch.check(labels <= MOST_LABELS, f"dense_crf: prob has {labels} labels; {MOST_LABELS} is the limit")
+    dispatch.check(pixels <= MOST_PIXELS, f"dense_crf: prob has {pixels} pixels; {MOST_PIXELS} is the limit")
     dispatch.check(iterations >= 0, f"dense_crf: iterations is {iterations}; it must be 0 or more")
+    dispatch.check(
+        image.device == prob.device,
+        f"dense_crf: image is on {image.device} but prob is on {prob.device}; move one of them",
+    )
+    for name, weight in (("w_gaussian", w_gaussian), ("w_bilateral", w_bilateral)):
+        dispatch.check(math.isfinite(weight), f"dense_crf: {name} is {weight}; it must be a finite number")
     for name, width in (("sxy_gaussian", sxy_gaussian), ("sxy_bilateral", sxy_bilateral), ("srgb", srgb)):
         dispatch.check(
             math.isfinite(width) and width > 0, f"dense_crf: {name} is {width}; it must be a number above zero"

@@ -20,7 +20,7 @@ from gwsss_fast.errors import GwsssError
 log = logging.getLogger("gwsss_fast")
 
 BACKENDS = ("reference", "aten", "triton", "cpp", "cuda")
-_NOT_BUILT = "this operation has no kernel for this backend in this version"
+_NO_KERNEL = "this operation has no kernel for this backend in this version"
 _forced = "auto"
 _announced: set[str] = set()
 
@@ -31,6 +31,7 @@ class Kernel:
 
     `missing()` gives the reason why it cannot be used on this machine, `refuse(*tensors)` why it cannot take these
     inputs. `only_on_request(*tensors)`: "auto" leaves it out although it could run, as with interpreted kernels.
+    `pending()`: what its first use still has to do, `prepare()` does it and gives the reason if that fails.
     """
 
     forward: Callable[..., Any]
@@ -38,11 +39,16 @@ class Kernel:
     refuse: Callable[..., str | None] = lambda *tensors: None
     missing: Callable[[], str | None] = lambda: None
     only_on_request: Callable[..., bool] = lambda *tensors: False
+    pending: Callable[[], str | None] = lambda: None
+    prepare: Callable[[], str | None] = lambda: None
 
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether a backend can run an operation on this machine; true in a condition when it can."""
+    """Whether a backend can run an operation on this machine; true in a condition when it can.
+
+    reasons: why not, or what the first use still has to do.
+    """
 
     usable: bool
     reasons: tuple[str, ...] = ()
@@ -51,7 +57,7 @@ class Availability:
         return self.usable
 
     def __str__(self) -> str:
-        return "usable" if self.usable else "; ".join(self.reasons)
+        return "; ".join(self.reasons) or "usable"
 
 
 _registry: dict[str, dict[str, Kernel]] = {}
@@ -85,7 +91,8 @@ def backend(name: str) -> Iterator[None]:
     if name != "auto":
         states = [state[name] for state in available().values()]
         if not any(states):
-            raise GwsssError(f"backend {name!r} is not usable here: {states[0]}")
+            reasons = [str(state) for state in states if _NO_KERNEL not in state.reasons]
+            raise GwsssError(f"backend {name!r} is not usable here: {(reasons or [_NO_KERNEL])[0]}")
     before, _forced = _forced, name
     try:
         yield
@@ -102,21 +109,25 @@ def available() -> dict[str, dict[str, Availability]]:
 
 
 def _availability(entry: Kernel | None) -> Availability:
-    reason = _NOT_BUILT if entry is None else entry.missing()
-    return Availability(reason is None, () if reason is None else (reason,))
+    reason = _NO_KERNEL if entry is None else entry.missing()
+    note = reason if entry is None or reason is not None else entry.pending()
+    return Availability(reason is None, () if note is None else (note,))
 
 
 def choose(operation: str, *tensors: Tensor) -> str:
     """The name of the backend that runs `operation` on these tensors: the forced one, else the fastest usable."""
     kernels = _registry[operation]
     if _forced in kernels:
-        reason = kernels[_forced].missing() or kernels[_forced].refuse(*tensors)
+        entry = kernels[_forced]
+        reason = entry.missing() or entry.refuse(*tensors) or entry.prepare()
         if reason is not None:
             raise GwsssError(f"{operation}: backend {_forced!r} cannot run this: {reason}")
         return _forced
     for name in _preference[operation]:
         entry = kernels[name]
-        if not entry.only_on_request(*tensors) and entry.missing() is None and entry.refuse(*tensors) is None:
+        if entry.only_on_request(*tensors) or entry.missing() is not None or entry.refuse(*tensors) is not None:
+            continue
+        if entry.prepare() is None:
             _announce_fallback(operation, name, tensors[0].device.type)
             return name
     return "reference"

@@ -1,11 +1,15 @@
-"""The dense CRF against Kraehenbuhl's implementation (pydensecrf2) and against exact pairwise mean field."""
+"""The dense CRF on each backend against Kraehenbuhl's implementation (pydensecrf2) and exact pairwise mean field."""
+
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
-from gwsss_fast.reference.dense_crf import build_lattice, dense_crf, gaussian_filter
+from gwsss_fast import GwsssError, ops
+from gwsss_fast.native import library
+from gwsss_fast.reference.dense_crf import build_lattice, gaussian_filter
 
 # sxy, w | sxy, srgb, w, iterations, as published with AffinityNet, IRN, DeepLab, MCIS and ToCo
 PRESETS = {
@@ -18,8 +22,18 @@ PRESETS = {
 NAMES = ("sxy_gaussian", "w_gaussian", "sxy_bilateral", "srgb", "w_bilateral", "iterations")
 
 
-def run(prob, image, values):
-    return dense_crf(torch.as_tensor(prob), torch.as_tensor(image), **dict(zip(NAMES, values, strict=True)))
+@pytest.fixture(params=["reference", "cpp"])
+def run(request):
+    """run(prob, image, values): the operation on a backend."""
+    if request.param == "cpp" and (reason := library.prepare()) is not None:
+        pytest.skip(reason)
+
+    def call(prob, image, values):
+        with ops.backend(request.param):
+            options = dict(zip(NAMES, values, strict=True))
+            return ops.dense_crf(torch.as_tensor(prob), torch.as_tensor(image), **options)
+
+    return call
 
 
 def photograph(height, width, labels, seed):
@@ -35,7 +49,7 @@ def photograph(height, width, labels, seed):
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize(("height", "width", "labels"), [(60, 80, 3), (43, 57, 3), (41, 53, 21)])
-def test_equals_the_published_implementation(preset, height, width, labels):
+def test_equals_the_published_implementation(run, preset, height, width, labels):
     densecrf = pytest.importorskip("pydensecrf.densecrf")
     from pydensecrf.utils import unary_from_softmax
 
@@ -77,7 +91,7 @@ def exact_mean_field(prob, image, values):
     return marginals.reshape(prob.shape)
 
 
-def test_lattice_approximates_exact_pairwise_mean_field():
+def test_lattice_approximates_exact_pairwise_mean_field(run):
     prob, image = photograph(24, 30, 3, seed=5)
     values = (3, 3, 20, 20, 4, 5)
     exact = exact_mean_field(prob, image, values)
@@ -99,7 +113,7 @@ def test_lattice_weights_are_barycentric_and_the_filter_is_a_gaussian():
     assert np.corrcoef(exact.ravel(), got.ravel())[0, 1] > 0.98
 
 
-def test_no_iterations_or_no_weights_leave_the_normalised_unary():
+def test_no_iterations_or_no_weights_leave_the_normalised_unary(run):
     prob, image = photograph(10, 12, 3, seed=2)
     prob[:, 0, 0] = (1, 0, 0)  # clipped at 1e-5, so that the logarithm stays finite
     clipped = prob.clip(1e-5, 1)
@@ -108,7 +122,7 @@ def test_no_iterations_or_no_weights_leave_the_normalised_unary():
     assert np.allclose(run(prob, image, (3, 0, 80, 13, 0, 4)), expected, atol=1e-6)
 
 
-def test_constant_image_and_certain_labels_are_a_fixed_point():
+def test_constant_image_and_certain_labels_are_a_fixed_point(run):
     prob = np.zeros((2, 9, 9), np.float32)
     prob[1] = 1
     marginals = run(prob, np.full((9, 9, 3), 7, np.uint8), PRESETS["irn"]).numpy()
@@ -116,7 +130,7 @@ def test_constant_image_and_certain_labels_are_a_fixed_point():
     assert np.isfinite(marginals).all()
 
 
-def test_dtype_layout_and_single_pixel():
+def test_dtype_layout_and_single_pixel(run):
     prob, image = photograph(8, 7, 3, seed=3)
     double = run(prob.astype(np.float64), image, PRESETS["psa"])
     assert double.dtype == torch.float64
@@ -127,7 +141,7 @@ def test_dtype_layout_and_single_pixel():
     assert run(prob[:, :1, :1], image[:1, :1], PRESETS["psa"]).shape == (3, 1, 1)
 
 
-def test_gradient_in_the_probabilities():
+def test_gradient_in_the_probabilities(run):
     prob, image = photograph(6, 5, 2, seed=4)
     prob = torch.tensor(0.2 + 0.3 * prob, requires_grad=True)  # away from the clip at 1e-5 and 1
     direction = torch.randn(prob.shape, generator=torch.Generator().manual_seed(0))
@@ -141,15 +155,91 @@ def test_gradient_in_the_probabilities():
 
 
 @pytest.mark.parametrize("image_shape", [(5, 4, 3), (4, 5, 4), (4, 5)])
-def test_shapes_that_do_not_agree(image_shape):
-    with pytest.raises(ValueError, match="H, W"):
+def test_shapes_that_do_not_agree(run, image_shape):
+    with pytest.raises(GwsssError, match="image must be uint8"):
         run(np.full((2, 4, 5), 0.5, np.float32), np.zeros(image_shape, np.uint8), PRESETS["psa"])
 
 
-def test_too_fine_a_lattice_is_an_error_not_a_wrong_answer():
-    with pytest.raises(ValueError, match="lattice"):
+def test_too_fine_a_lattice_is_an_error_not_a_wrong_answer(run):
+    with pytest.raises((ValueError, RuntimeError), match="lattice"):
         run(
             np.full((2, 2, 2), 0.5, np.float32),
             np.arange(12).reshape(2, 2, 3).astype(np.uint8) * 20,
             (3, 3, 1e-4, 1e-4, 10, 1),
         )
+
+
+def test_gradients_of_the_backends_agree():
+    """Also where clipped probabilities have none, and after many updates."""
+    if (reason := library.prepare()) is not None:
+        pytest.skip(reason)
+    prob, image = photograph(20, 23, 5, seed=6)
+    prob[0, :3] = 0
+    direction = torch.randn(prob.shape, generator=torch.Generator().manual_seed(1))
+    gradients = []
+    for name in ("reference", "cpp"):
+        for values in (PRESETS["mcis"], (2, 1, 20, 30, 2, 6), (2, 0, 20, 30, 2, 3)):
+            leaf = torch.tensor(prob, requires_grad=True)
+            with ops.backend(name):
+                marginals = ops.dense_crf(leaf, torch.as_tensor(image), **dict(zip(NAMES, values, strict=True)))
+            (marginals * direction).sum().backward()
+            gradients.append(leaf.grad)
+    for reference, ours in zip(gradients[:3], gradients[3:], strict=True):
+        assert (ours[0, :3] == 0).all()
+        assert (ours - reference).abs().max() <= 2e-4 * reference.abs().max()
+        assert reference.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("labels", [3, 21, 40])
+def test_the_result_does_not_hang_on_the_number_of_threads(labels):
+    if (reason := library.prepare()) is not None:
+        pytest.skip(reason)
+    prob, image = photograph(97, 120, labels, seed=7)
+    options = dict(zip(NAMES, (1, 3, 20, 3, 4, 3), strict=True))
+    results, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            leaf = torch.tensor(prob, requires_grad=True)
+            with ops.backend("cpp"):
+                marginals = ops.dense_crf(leaf, torch.as_tensor(image), **options)
+            marginals[0].sum().backward()
+            results.append((marginals.detach(), leaf.grad))
+    finally:
+        torch.set_num_threads(before)
+    for marginals, gradient in results[1:]:
+        assert torch.equal(marginals, results[0][0])
+        assert torch.equal(gradient, results[0][1])
+
+
+def test_threads_of_python_may_call_at_once():
+    """Different images, each the result that it has alone."""
+    if (reason := library.prepare()) is not None:
+        pytest.skip(reason)
+    options = dict(zip(NAMES, PRESETS["psa"], strict=True))
+    cases = [photograph(40, 30 + size, 4, seed=size) for size in range(6)]
+
+    def marginals(case):
+        with torch.no_grad():
+            return ops.dense_crf(torch.as_tensor(case[0]), torch.as_tensor(case[1]), **options)
+
+    alone = [marginals(case) for case in cases]
+    with ThreadPoolExecutor(4) as pool:
+        for ours, expected in zip(pool.map(marginals, cases * 4), alone * 4, strict=True):
+            assert torch.equal(ours, expected)
+
+
+def test_compiles_without_a_graph_break(run):
+    prob, image = photograph(8, 7, 3, seed=9)
+    expected = run(prob, image, PRESETS["mcis"])
+    compiled = torch.compile(lambda p: run(p, image, PRESETS["mcis"]) * 2, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(torch.as_tensor(prob)), 2 * expected)
+
+
+@pytest.mark.parametrize("kind", ["public", "backend"])
+def test_registered_operator_passes_opcheck(kind):
+    names = ["reference"] if library.prepare() is not None else ["reference", "cpp"]
+    prob, image = photograph(8, 7, 3, seed=8)
+    arguments = (torch.tensor(prob, requires_grad=kind == "public"), torch.as_tensor(image))
+    for name in names:
+        torch.library.opcheck(torch.ops.gwsss_fast.dense_crf, (*arguments, *map(float, PRESETS["mcis"][:5]), 1, name))

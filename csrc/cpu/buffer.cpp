@@ -1,0 +1,92 @@
+#include "buffer.h"
+
+#include <cstdlib>
+#include <map>
+#include <mutex>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace gwsss_fast {
+namespace {
+
+constexpr size_t kAlignment = 64;
+constexpr size_t kHuge = size_t{1} << 21;   // size of a huge page
+constexpr size_t kLarge = size_t{1} << 16;  // smaller arrays are the allocator's business
+constexpr size_t kMostKept = size_t{1} << 28;
+
+// Freed arrays by their size, which is a power of two or one and a half of one.
+struct Kept {
+  std::mutex mutex;
+  std::multimap<size_t, void*> free;
+  size_t bytes = 0;
+};
+
+Kept& kept() {
+  static Kept* const kept = new Kept();  // lives to the end: buffers of other static objects come back late
+  return *kept;
+}
+
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kKeep = false;  // so that every byte beyond an array, and every use after it was freed, is seen
+#else
+constexpr bool kKeep = true;
+#endif
+
+size_t rounded(size_t bytes) {
+  size_t power = kLarge;
+  while (power < bytes) power *= 2;
+  return bytes <= power / 4 * 3 ? power / 4 * 3 : power;
+}
+
+}  // namespace
+
+void* take_memory(size_t bytes) {
+  if (bytes == 0) return nullptr;
+  const bool large = kKeep && bytes >= kLarge;
+  const size_t size = large ? rounded(bytes) : bytes;
+  if (large) {
+    const std::lock_guard<std::mutex> guard(kept().mutex);
+    const auto found = kept().free.find(size);
+    if (found != kept().free.end()) {
+      void* data = found->second;
+      kept().free.erase(found);
+      kept().bytes -= size;
+      return data;
+    }
+  }
+  const bool huge = size >= kHuge;
+  void* data = nullptr;
+  if (posix_memalign(&data, huge ? kHuge : kAlignment, size) != 0) throw std::bad_alloc();
+#if defined(__linux__)
+  if (huge) madvise(data, size, MADV_HUGEPAGE);
+#endif
+  return data;
+}
+
+void give_memory(void* data, size_t bytes) noexcept {
+  if (data == nullptr) return;
+  if (kKeep && bytes >= kLarge) {
+    const size_t size = rounded(bytes);
+    const std::lock_guard<std::mutex> guard(kept().mutex);
+    if (kept().bytes + size <= kMostKept) {
+      try {
+        kept().free.emplace(size, data);
+        kept().bytes += size;
+        return;
+      } catch (const std::bad_alloc&) {
+      }
+    }
+  }
+  std::free(data);
+}
+
+void forget_memory() {
+  const std::lock_guard<std::mutex> guard(kept().mutex);
+  for (const auto& entry : kept().free) std::free(entry.second);
+  kept().free.clear();
+  kept().bytes = 0;
+}
+
+}  // namespace gwsss_fast

@@ -1,0 +1,46 @@
+// Which instruction set runs. Every other file but cpu/simd/ is compiled for the oldest processor.
+
+#include "kernels.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#define GWSSS_ISA baseline
+#include "simd/table.h"
+#undef GWSSS_ISA
+#if defined(GWSSS_X86)
+#define GWSSS_ISA avx2
+#include "simd/table.h"
+#undef GWSSS_ISA
+#define GWSSS_ISA avx512
+#include "simd/table.h"
+#undef GWSSS_ISA
+#endif
+
+namespace gwsss_fast {
+namespace {
+
+#define GWSSS_TABLE(isa) \
+  Kernels{#isa, isa::locate_pixels, isa::sweep_levels, isa::forward_pixels, isa::backward_pixels}
+
+Kernels choose() {
+#if defined(GWSSS_X86)
+  const char* wanted = std::getenv("GWSSS_CPU");
+  const bool any = wanted == nullptr;
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512 && (any || std::strcmp(wanted, "avx512") == 0)) return GWSSS_TABLE(avx512);
+  if (avx2 && (any || std::strcmp(wanted, "baseline") != 0)) return GWSSS_TABLE(avx2);
+#endif
+  return GWSSS_TABLE(baseline);
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  static const Kernels chosen = choose();
+  return chosen;
+}
+
+}  // namespace gwsss_fast

@@ -1,0 +1,101 @@
+// Loops that are compiled once for every instruction set and chosen at run time. Plain pointers only: a function that
+// two of these object files shared could be linked in the form that this processor does not understand.
+#pragma once
+
+#include <cstdint>
+
+namespace gwsss_fast {
+
+constexpr int kMaxDimensions = 5;
+constexpr int kTile = 16;  // pixels whose labels are transposed together
+
+// Features of a pixel: (x, y) / sxy, and with 5 dimensions also (r, g, b) / srgb.
+struct Features {
+  int dimensions;
+  float sxy;
+  float srgb;
+  const uint8_t* image;  // (height, width, 3)
+  int64_t height;
+  int64_t width;
+  const int32_t* order;  // the pixel at each place, see Order
+};
+
+// How lattice points become one integer: sum of coordinate * stride. A step along a direction is then one addition.
+struct Coding {
+  float scale[kMaxDimensions];  // of each feature, so that the blur has unit width
+  uint64_t stride[kMaxDimensions];
+  int64_t lowest[kMaxDimensions];     // no coordinate is less
+  uint64_t step[kMaxDimensions + 1];  // along each direction
+};
+
+// Rows of a lattice hold one value a label. They lie in planes of kPlane labels, a cache line a row; the last plane is
+// half as wide when that is enough. So the filter works on one plane after another, as few bytes as may be at a time.
+constexpr int kPlane = 16;
+
+// Values a row: labels rounded up to a multiple of 8 (the rest is zero).
+inline int64_t row_pitch(int64_t labels) { return (labels + 7) / 8 * 8; }
+inline int64_t planes(int64_t pitch) { return (pitch + kPlane - 1) / kPlane; }
+inline int64_t plane_width(int64_t pitch, int64_t plane) { return pitch - plane * kPlane < kPlane ? 8 : kPlane; }
+
+// What a pass over pixels needs of a lattice, and the rows that it reads and adds to.
+struct Edges {
+  int size;                     // corners of a simplex
+  int64_t vertices;             // rows of `vertex`
+  int64_t strip_rows;           // rows of `strip_row`
+  const int32_t* corner;        // (pixels, size) vertices
+  const int32_t* strip_corner;  // (pixels, size) rows of the strip
+  const float* weight;          // (pixels, size)
+  const float* vertex;          // filtered rows to read, plane by plane, or null
+  float* strip_row;             // rows to add to, plane by plane, or null
+};
+
+// One pass over pixels: take messages from the lattices, update the pixel, add it to the lattices again.
+struct PixelPass {
+  int64_t labels;
+  int64_t pitch;  // row_pitch(labels)
+  int64_t pixels;
+  const int32_t* order;  // the pixel at each place: rows and corners are by place, input and output by pixel
+  int kernels;
+  Edges edges[2];
+  const float* input;  // (labels, pixels): probabilities in the first pass forward, gradients in that backward, or null
+  float* output;       // (labels, pixels): marginals in the last pass forward, gradients in that backward, or null
+  float* unary;        // (pixels, pitch): logarithm of the probabilities; backward its gradient
+  float* marginal;     // (pixels, pitch): written forward if not null, read backward
+};
+
+// The filter of one plane. Vertices are sorted by level, one of their coordinates, which a step along a direction
+// changes by `reach` at most. So the blurs follow each other through the levels, each a few behind the last, and what
+// they pass on stays in the cache: two rings of `ring_rows` (a power of two) + 1 rows. Only the last writes vertices.
+struct Sweep {
+  int size;                     // directions
+  int order[kMaxDimensions + 1];  // the direction of each blur in turn
+  int reach[kMaxDimensions + 1];  // in levels, of each blur in turn
+  int64_t levels;
+  const int32_t* level;         // first vertex of each level, and the end
+  const int32_t* neighbour;     // (size, vertices, 2) before and after along each direction, -1 for none
+  const int32_t* source_start;  // first entry of each vertex in `source`, and the end
+  const int32_t* source;        // rows whose sum is the vertex before the blur
+  const float* strip_row;       // this plane of the strips' rows
+  float scale;                  // what the sum is multiplied by
+  float* vertex;                // this plane of the vertices: the result
+  int64_t width;                // of this plane
+  int64_t ring_rows;
+};
+
+struct Kernels {
+  const char* name;
+  // Of the pixels at places [begin, end): code of the simplex's first corner, rank of each coordinate (3 bits each) and barycentric
+  // weights (pixel, corner).
+  void (*locate)(const Features&, const Coding&, int64_t begin, int64_t end, uint64_t*, uint32_t*, float*);
+  // Sums, blurs and writes one plane of the vertices of levels [begin, end), see `Sweep`.
+  void (*sweep)(const Sweep&, int64_t begin, int64_t end, float* ring);
+  // Places [begin, end): softmax(unary + messages). scratch: (2, kTile, pitch). Returns whether the input holds NaN.
+  bool (*forward)(const PixelPass&, int64_t begin, int64_t end, float* scratch);
+  // Places [begin, end): gradient of the scores from that of the marginals.
+  void (*backward)(const PixelPass&, int64_t begin, int64_t end, float* scratch);
+};
+
+// The widest instruction set that this processor has; GWSSS_CPU=baseline, avx2 or avx512 asks for a narrower one.
+const Kernels& kernels();
+
+}  // namespace gwsss_fast

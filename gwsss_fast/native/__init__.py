@@ -1,0 +1,1 @@
+"""The native library in C++ and CUDA (csrc/): building and loading it, and the functions that call its operators."""

@@ -1,0 +1,168 @@
+"""Builds the native library with CMake from CMakeLists.txt and csrc/, which are installed with the package.
+
+Needs only the standard library, so that `setup.py` can run it before the package is installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+NAME = "libgwsss_fast.so"
+CMAKE_AT_LEAST = (3, 21)
+_GIB = 1 << 30
+
+
+class BuildError(Exception):
+    """The library cannot be built; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What builds the library: paths of programs, versions as they print them."""
+
+    cmake: str
+    ninja: str | None
+    compiler: str
+    compiler_version: str
+    nvcc: str | None
+
+
+def source_folder() -> Path | None:
+    """Where CMakeLists.txt and csrc/ lie: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return next((folder for folder in (package, package.parent) if (folder / "CMakeLists.txt").is_file()), None)
+
+
+def source_files(folder: Path) -> list[Path]:
+    """Everything that the build reads."""
+    return [folder / "CMakeLists.txt", *sorted(path for path in (folder / "csrc").rglob("*") if path.is_file())]
+
+
+def source_hash(folder: Path) -> str:
+    """A hash of names and contents of the sources."""
+    digest = hashlib.sha256()
+    for path in source_files(folder):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def torch_folder() -> Path:
+    """The torch package, found without importing it. Raises BuildError without one."""
+    found = importlib.util.find_spec("torch")
+    if found is None or not found.submodule_search_locations:
+        raise BuildError("torch is not installed; python -m pip install torch")
+    return Path(next(iter(found.submodule_search_locations)))
+
+
+def has_cuda_sources(folder: Path) -> bool:
+    """Whether there is anything for nvcc to do."""
+    return any((folder / "csrc" / "cuda").glob("*.cu"))
+
+
+def find_tools(folder: Path) -> Tools:
+    """Raises BuildError, which names what is missing and how to get it."""
+    if platform.system() != "Linux":
+        raise BuildError(f"the native library is for Linux, not for {platform.system()}")
+    wanted = os.environ.get("CXX", "").split()
+    compiler = next(filter(None, map(_which, wanted[:1] or ("c++", "g++", "clang++"))), None)
+    if compiler is None:
+        missing = f"CXX={wanted[0]} is not there" if wanted else "there is no C++ compiler"
+        raise BuildError(f"{missing}; install g++ 11 or newer (Debian: apt-get install g++)")
+    cmake = _which("cmake")
+    if cmake is None:
+        raise BuildError("there is no cmake; python -m pip install cmake ninja")
+    ninja = _which("ninja")
+    if ninja is None and _which("make") is None:
+        raise BuildError("there is no ninja; python -m pip install ninja")
+    numbers = re.search(r"(\d+)\.(\d+)", _first_line([cmake, "--version"]))
+    if numbers is None or tuple(map(int, numbers.groups())) < CMAKE_AT_LEAST:
+        raise BuildError(f"{cmake} is older than {'.'.join(map(str, CMAKE_AT_LEAST))}; python -m pip install -U cmake")
+    nvcc = _find_nvcc() if has_cuda_sources(folder) else None
+    return Tools(cmake, ninja, compiler, _first_line([compiler, "--version"]), nvcc)
+
+
+def _which(program: str) -> str | None:
+    """Programs that pip installed beside this Python come first: its folder need not be on PATH."""
+    own = [sysconfig.get_path("scripts"), str(Path(sys.executable).parent)]
+    return shutil.which(program, path=os.pathsep.join([*own, os.environ.get("PATH", os.defpath)]))
+
+
+def _find_nvcc() -> str | None:
+    given = [os.environ.get("CUDACXX")]
+    given += [f"{os.environ[name]}/bin/nvcc" for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    return next((found for found in map(shutil.which, [*filter(None, given), "nvcc"]) if found), None)
+
+
+def _first_line(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return (done.stdout or done.stderr).partition("\n")[0]
+
+
+def build_key(folder: Path, tools: Tools, torch_version: str) -> str:
+    """Names a build: another torch, compiler, source or setting makes another one."""
+    parts = [source_hash(folder), torch_version, tools.compiler, tools.compiler_version, platform.machine()]
+    parts += [_first_line([tools.nvcc, "--version"]) if tools.nvcc else "", os.environ.get("CXXFLAGS", "")]
+    parts += [os.environ.get(name, "") for name in ("TORCH_CUDA_ARCH_LIST", "GWSSS_SANITIZE")]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def jobs(cuda: bool) -> int:
+    """$MAX_JOBS, else as many compilers at once as there are cores and memory for (2 GiB each with nvcc, else 1)."""
+    if asked := os.environ.get("MAX_JOBS"):
+        if not asked.isdigit() or int(asked) < 1:
+            raise BuildError(f"MAX_JOBS is {asked!r}; give a number of 1 or more")
+        return int(asked)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        memory = 4 * _GIB
+    return max(1, min(cores, memory // (_GIB * (2 if cuda else 1))))
+
+
+def build(folder: Path, tools: Tools, prefix: Path, log: Path) -> None:
+    """Configure, compile and install to `prefix`, which appears whole or not at all; what was printed goes to `log`.
+
+    Raises BuildError with the first error of the compiler.
+    """
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{prefix.name}.", dir=prefix.parent) as temporary:
+        work, installed = Path(temporary) / "build", Path(temporary) / "installed"
+        configure = [tools.cmake, "-S", str(folder), "-B", str(work), f"-DCMAKE_INSTALL_PREFIX={prefix}"]
+        configure += [f"-DGWSSS_TORCH={torch_folder()}", f"-DCMAKE_CXX_COMPILER={tools.compiler}"]
+        configure += [f"-DGWSSS_SOURCE_HASH={source_hash(folder)}"]
+        configure += [f"-DGWSSS_SANITIZE={os.environ.get('GWSSS_SANITIZE', '')}"]
+        if tools.ninja:
+            configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tools.ninja}"]
+        if tools.nvcc:
+            configure += [f"-DCMAKE_CUDA_COMPILER={tools.nvcc}"]
+        parallel = str(jobs(tools.nvcc is not None))
+        with log.open("w", encoding="utf-8") as output:
+            for command in (
+                configure,
+                [tools.cmake, "--build", str(work), "--parallel", parallel],
+                [tools.cmake, "--install", str(work), "--prefix", str(installed), "--strip"],
+            ):
+                output.write(f"$ {' '.join(command)}\n")
+                output.flush()
+                done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
+                if done.returncode != 0:
+                    raise BuildError(f"{_first_error(log)}; the whole output is in {log}")
+        os.replace(installed, prefix)
+
+
+def _first_error(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    errors = [line.strip() for line in lines if re.search(r"\berror\b|Error", line)]
+    return (errors or lines or ["the build failed"])[0][:300]

@@ -1,0 +1,26 @@
+"""The dense CRF of the native library."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def refuse(prob: Tensor, image: Tensor) -> str | None:
+    """Why it cannot take these tensors, or None."""
+    for name, tensor in (("prob", prob), ("image", image)):
+        if tensor.device.type != "cpu":
+            return f"it needs tensors on the CPU, and {name} is on {tensor.device}"
+    return None
+
+
+def dense_crf(prob: Tensor, image: Tensor, **options: Any) -> Tensor:
+    """See `ops.dense_crf`."""
+    marginals = torch.ops.gwsss_fast_native.dense_crf(prob.float().contiguous(), image.contiguous(), **options)
+    return marginals.to(prob.dtype)
+
+
+def dense_crf_backward(grad: Tensor, prob: Tensor, image: Tensor, **options: Any) -> Tensor:
+    """Gradient of `prob`: back through every update, by the transposed filter. The image gets none."""
+    packed = (grad.float().contiguous(), prob.float().contiguous(), image.contiguous())
+    return torch.ops.gwsss_fast_native.dense_crf_backward(*packed, **options).to(prob.dtype)

@@ -1,0 +1,207 @@
+"""The native library in this process: found, built on first use, or the reason why not.
+
+It is looked for in the package (built by `GWSSS_BUILD_NATIVE=1 pip install --no-build-isolation .`), then in the cache
+folder under a key of torch, compiler and sources, and built there when neither has it. Importing the package never
+builds. GWSSS_NATIVE=0 forbids the library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gwsss_fast.errors import GwsssError
+from gwsss_fast.files import cache_folder, write_text
+from gwsss_fast.native import build
+from gwsss_fast.native.build import BuildError, Tools
+
+log = logging.getLogger("gwsss_fast")
+
+PREBUILT = Path(__file__).resolve().parent / "prebuilt"
+_NOT_BUILT = "not built yet: builds on first use, in about half a minute"
+_loaded: Path | None = None
+_load_failure: str | None = None
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where the library of this torch, compiler and source lies or is to be built."""
+
+    source: Path
+    tools: Tools
+    prefix: Path
+
+    @property
+    def library(self) -> Path:
+        return self.prefix / "lib" / build.NAME
+
+    @property
+    def log(self) -> Path:
+        return self.prefix.with_suffix(".log")
+
+    @property
+    def failure(self) -> Path:
+        return self.prefix.with_suffix(".failed")
+
+
+def _constant(function: Callable[[], str | None]) -> Callable[[], str | None]:
+    """torch.compile calls it while tracing. (torch.compiler.assume_constant_result would import all of TorchDynamo.)"""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def loaded() -> Path | None:
+    """The library in use by this process, if any."""
+    return _loaded
+
+
+@_constant
+def missing() -> str | None:
+    """Why the library cannot be used here, or None. Does not build: it may still be `pending`."""
+    if _loaded is not None:
+        return None
+    if os.environ.get("GWSSS_NATIVE") == "0":
+        return "GWSSS_NATIVE=0 forbids the native library"
+    if _load_failure is not None:
+        return _load_failure
+    if _prebuilt() is not None:
+        return None
+    try:
+        where = site()
+    except BuildError as error:
+        return f"the native library cannot be built: {error}"
+    if not where.library.is_file() and where.failure.is_file():
+        reason = where.failure.read_text(encoding="utf-8").strip()
+        return f"building the native library failed: {reason}; `python -m gwsss_fast.doctor --build` tries again"
+    return None
+
+
+@_constant
+def pending() -> str | None:
+    """What is still to be done before the first use, or None."""
+    if _loaded is not None or _prebuilt() is not None or missing() is not None:
+        return None
+    return None if site().library.is_file() else _NOT_BUILT
+
+
+@_constant
+def prepare() -> str | None:
+    """Load the library, building it if need be; the reason if that cannot be done."""
+    global _loaded, _load_failure
+    if _loaded is not None:
+        return None
+    reason = missing()
+    if reason is not None:
+        return reason
+    try:
+        path = _prebuilt() or ensure()
+        torch.ops.load_library(path)
+        _loaded = path
+    except (BuildError, GwsssError, OSError, RuntimeError) as error:
+        _load_failure = f"the native library cannot be used: {error}"
+        log.warning("%s; `python -m gwsss_fast.doctor` says more", _load_failure)
+    return _load_failure
+
+
+def _prebuilt() -> Path | None:
+    path = PREBUILT / "lib" / build.NAME
+    return path if path.is_file() else None
+
+
+@functools.cache
+def _tools(path: str, compiler: str | None) -> Tools:
+    source = build.source_folder()
+    if source is None:
+        raise BuildError("its sources were not installed; install gwsss_fast again")
+    return build.find_tools(source)
+
+
+@functools.cache
+def _source_key(source: Path, tools: Tools, *settings: str | None) -> str:
+    return build.build_key(source, tools, torch.__version__)
+
+
+def site() -> Site:
+    """Raises BuildError when something that the build needs is missing."""
+    environment = os.environ
+    tools = _tools(environment.get("PATH", ""), environment.get("CXX"))
+    source = build.source_folder()
+    assert source is not None  # _tools has looked
+    settings = [environment.get(name) for name in ("CXXFLAGS", "TORCH_CUDA_ARCH_LIST", "GWSSS_SANITIZE")]
+    return Site(source, tools, cache_folder() / "native" / _source_key(source, tools, *settings))
+
+
+def ensure(again: bool = False) -> Path:
+    """The library's path, after building it if it is not there. again: also where building failed before.
+
+    One process builds, others wait for it. Raises BuildError with the reason, which is remembered.
+    """
+    where = site()
+    if where.library.is_file():
+        return where.library
+    with _lock(where.prefix):
+        if where.library.is_file():
+            return where.library
+        if where.failure.is_file():
+            if not again:
+                raise BuildError(where.failure.read_text(encoding="utf-8").strip())
+            where.failure.unlink()
+        started = time.monotonic()
+        without = " (no nvcc: the CPU parts only)" if _lacks_nvcc(where) else ""
+        _say(f"gwsss_fast: building the native library, once{without} ... ")
+        try:
+            build.build(where.source, where.tools, where.prefix, where.log)
+        except BuildError as error:
+            _say("failed\n")
+            write_text(where.failure, f"{error}\n")
+            raise
+        _say(f"done in {time.monotonic() - started:.0f} s\n")
+    return where.library
+
+
+def _lacks_nvcc(where: Site) -> bool:
+    return where.tools.nvcc is None and build.has_cuda_sources(where.source)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+@contextmanager
+def _lock(prefix: Path) -> Iterator[None]:
+    """Held by one process at a time; the system frees it when its holder ends, however that may be."""
+    import fcntl  # Linux only, as the library
+
+    try:
+        prefix.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(prefix.with_suffix(".lock"), os.O_CREAT | os.O_RDWR, 0o666)
+    except OSError as error:
+        raise BuildError(f"cannot write to {prefix.parent}: {error.strerror}; set GWSSS_CACHE") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def information() -> dict[str, str]:
+    """What the loaded library says about itself: compiler, flags, instruction sets, CUDA architectures, sources."""
+    if _loaded is None:
+        return {}
+    library = ctypes.CDLL(str(_loaded))
+    for function in (library.gwsss_fast_build_info, library.gwsss_fast_instruction_set):
+        function.restype = ctypes.c_char_p
+    lines = library.gwsss_fast_build_info().decode().splitlines()
+    found = {name: value.strip() for name, _, value in (line.partition(": ") for line in lines)}
+    return {**found, "instruction set in use": library.gwsss_fast_instruction_set().decode()}

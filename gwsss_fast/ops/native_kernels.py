@@ -1,0 +1,34 @@
+"""Registers an operation's backend in the native library, which is built and loaded when it is first needed."""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from gwsss_fast.native import library
+from gwsss_fast.ops import dispatch
+
+
+def register(operation: str, backend: str) -> None:
+    """Register `native/<operation>.py`'s functions `<operation>`, `<operation>_backward` and `refuse`."""
+    module = import_module(f"gwsss_fast.native.{operation}")
+
+    def call(name: str) -> Callable[..., Any]:
+        def run(*arguments: Any, **options: Any) -> Any:
+            reason = library.prepare()
+            dispatch.check(reason is None, f"{operation}: {reason}")
+            return getattr(module, name)(*arguments, **options)
+
+        return run
+
+    dispatch.register(
+        operation,
+        backend,
+        dispatch.Kernel(
+            call(operation),
+            call(f"{operation}_backward"),
+            refuse=module.refuse,
+            missing=library.missing,
+            pending=library.pending,
+            prepare=library.prepare,
+        ),
+    )

@@ -1,0 +1,74 @@
+"""The library built with AddressSanitizer and UndefinedBehaviorSanitizer computes many odd shapes without a word."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gwsss_fast.native import build
+
+ROOT = Path(__file__).resolve().parents[2]
+SANITIZERS = "address,undefined"
+CODE = """
+import torch
+from gwsss_fast import ops
+from gwsss_fast.native import library
+
+assert library.prepare() is None
+assert library.information()["sanitizers"] == "address,undefined"
+print(library.information()["instruction set in use"])
+widths = dict(sxy_gaussian=3.0, w_gaussian=3.0, sxy_bilateral=80.0, srgb=13.0, w_bilateral=10.0, iterations=2)
+generator = torch.Generator().manual_seed(0)
+fine = {"srgb": 1.0, "sxy_bilateral": 3.0, "sxy_gaussian": 1.0}
+shapes = ((1, 1, 1), (2, 1, 7), (3, 5, 1), (8, 17, 33), (9, 60, 80), (21, 31, 40), (33, 9, 50), (81, 20, 20))
+for labels, height, width in shapes:
+    for changed in ({}, fine, {"w_gaussian": 0.0}, {"w_bilateral": 300.0}):
+        prob = torch.rand(labels, height, width, generator=generator).requires_grad_()
+        image = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=generator)
+        with ops.backend("cpp"):
+            marginals = ops.dense_crf(prob, image, **{**widths, **changed})
+            marginals[0].sum().backward()
+        assert marginals.isfinite().all() and prob.grad.isfinite().all()
+        torch.testing.assert_close(marginals.sum(0), torch.ones(height, width))
+for shape in ((0, 4, 4), (3, 0, 4)):
+    image = torch.zeros(*shape[1:], 3, dtype=torch.uint8)
+    try:
+        torch.ops.gwsss_fast_native.dense_crf(torch.zeros(shape), image, *widths.values())
+    except RuntimeError:
+        pass
+print("clean")
+"""
+
+
+def runtime(compiler: str, name: str) -> str:
+    """Path of a sanitizer's library, "" if the compiler has none."""
+    done = subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=False)
+    path = done.stdout.strip()
+    return path if Path(path).is_absolute() else ""
+
+
+def test_sanitizers_have_nothing_to_say() -> None:
+    source = build.source_folder()
+    assert source is not None
+    try:
+        tools = build.find_tools(source)
+    except build.BuildError as error:
+        pytest.skip(str(error))
+    preload = [runtime(tools.compiler, name) for name in ("libasan.so", "libubsan.so")]
+    if not all(preload):
+        pytest.skip(f"{tools.compiler} comes without sanitizers")
+    environment = {**os.environ, "GWSSS_SANITIZE": SANITIZERS, "OMP_NUM_THREADS": "2"}
+    # Built without the preloaded libraries, which would slow the compiler down.
+    ensure = "from gwsss_fast.native import library; library.ensure()"
+    subprocess.run([sys.executable, "-c", ensure], env=environment, cwd=ROOT, check=True)
+    environment |= {"LD_PRELOAD": os.pathsep.join(preload), "ASAN_OPTIONS": "detect_leaks=0"}
+    for instructions in ("avx512", "avx2", "baseline"):
+        environment["GWSSS_CPU"] = instructions
+        done = subprocess.run(
+            [sys.executable, "-c", CODE], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+        assert done.stdout.splitlines()[-1] == "clean"
+        assert "runtime error" not in done.stderr
