@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gwsss_fast.config import Config, check, closest, differences, load_config, read_config
+from gwsss_fast.config import Config, absolute_paths, check, closest, differences, load_config, read_config
 from gwsss_fast.data.check import verify_files
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.ops import backend as use_backend
@@ -114,11 +114,11 @@ def open_stage(kind: type[_Stage], verb: str, arguments: Sequence[str]) -> tuple
         base = stored_config(Path(folder))
     elif checkpoint is not None:
         content = load_checkpoint(checkpoint)
-        base = read_config(str(content.get("config", "")), checkpoint)
+        base = absolute_paths(read_config(str(content.get("config", "")), checkpoint))
     elif not wants_help:
         raise GwsssError(f"{prog} needs --run DIR, or --checkpoint FILE with --output DIR")
     options = parse(kind, kind(config=base), arguments, prog, kind.__doc__ or "")
-    config = check(options.config, "command line")
+    config = absolute_paths(check(options.config, "command line"))
     if folder is not None:
         refuse_changes(base, config, Path(folder), lambda stage: stage != verb)
         run = open_run(Path(folder), config)
@@ -136,7 +136,7 @@ def stored_config(folder: Path) -> Config:
     """The configuration of a run. Raises GwsssError when `folder` is none."""
     if not (folder / "config.yaml").is_file():
         raise GwsssError(f"{folder} is not the folder of a run: it has no config.yaml")
-    return load_config(folder / "config.yaml")
+    return absolute_paths(load_config(folder / "config.yaml"))
 
 
 def open_run(folder: Path, config: Config, verify: bool = False) -> Run:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,7 +14,7 @@ import tyro
 
 from gwsss_fast import cli
 from gwsss_fast.cam import make_maps
-from gwsss_fast.config import Config, check, load_config
+from gwsss_fast.config import Config, absolute_paths, check, load_config
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.evaluate import evaluate
 from gwsss_fast.models.backbones import check_backbone
@@ -79,8 +79,7 @@ def read_arguments(arguments: Sequence[str]) -> Arguments:
         base = str(stored) if stored.is_file() else base
     default = Arguments(config=load_config(base, backbone), preset=base)
     options = cli.parse(Arguments, default, arguments, "gwsss-fast train", Arguments.__doc__ or "")
-    check(options.config, "command line")
-    return options
+    return replace(options, config=absolute_paths(check(options.config, "command line")))
 
 
 def choose_folder(options: Arguments) -> Path:

@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 import yaml
 
-from gwsss_fast.config import Config, check, differences, load_config, preset_names, read_config, to_yaml
+from gwsss_fast.config import (
+    Config,
+    absolute_paths,
+    check,
+    differences,
+    load_config,
+    preset_names,
+    read_config,
+    to_yaml,
+)
 from gwsss_fast.config.yaml_files import PRESETS
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.GroupGNN import GroupGNN
@@ -64,6 +73,22 @@ def test_the_folder_of_a_run_is_not_repeated() -> None:
         ("classifier: {epochs: 0}", ["classifier.epochs = 0", "at least 1"]),
         ("classifier: {scale: [0.9, 0.1]}", ["classifier.scale"]),
         ("cam: {scales: []}", ["cam.scales"]),
+        ("cam: {scales: [1, .nan]}", ["cam.scales = nan", "finite"]),
+        ("evaluate: {scales: [.inf]}", ["evaluate.scales = inf", "finite"]),
+        ("segmenter: {rates: [6, 0]}", ["segmenter.rates", "above 0"]),
+        ("classifier: {step_factor: .nan}", ["classifier.step_factor = nan", "finite"]),
+        ("classifier: {loss_weights: [0, .nan, 1]}", ["classifier.loss_weights = nan", "finite"]),
+        ("classifier: {clip_norm: 0}", ["classifier.clip_norm = 0.0", "above 0"]),
+        ("segmenter: {clip_norm: -1}", ["segmenter.clip_norm = -1.0", "above 0"]),
+        ("classifier: {message_lr_factor: -1}", ["classifier.message_lr_factor = -1.0", "at least 0"]),
+        ("classifier: {bias_lr_factor: -1}", ["classifier.bias_lr_factor = -1.0", "at least 0"]),
+        ("segmenter: {head_lr_factor: -1}", ["segmenter.head_lr_factor = -1.0", "at least 0"]),
+        ("segmenter: {head_bias_lr_factor: -1}", ["segmenter.head_bias_lr_factor = -1.0", "at least 0"]),
+        ("classifier: {plain_epochs: -1}", ["classifier.plain_epochs = -1.0", "at least 0"]),
+        ("pseudo: {threshold: 7}", ["pseudo.threshold = 7.0", "at most 1"]),
+        ("seed: 99999999999999999999999", ["seed = 99999999999999999999999", "at most"]),
+        ("threads: 9999999999", ["threads = 9999999999", "at most"]),
+        ("classifier: {nesterov: true, momentum: 0}", ["classifier.nesterov", "classifier.momentum"]),
         ("classifier: {loss_weights: [0, 0, 0]}", ["classifier.loss_weights"]),
         ("cam: {oaa: true}", ["cam.oaa", "squash"]),
         ("extends: quik", ["'quik'", "'quick'"]),
@@ -91,6 +116,29 @@ def test_files_extend_files_beside_them(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("extends: base\nclassifier: {groups: 6}\n")
     changed = differences(load_config("quick"), load_config(tmp_path / "own.yaml"))
     assert {key: new for key, (_, new) in changed.items()} == {"classifier.epochs": 77, "classifier.groups": 6}
+
+
+def test_paths_are_made_absolute_where_they_exist_and_words_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("photos", "maps"):
+        (tmp_path / name).mkdir()
+    for name in ("net.py", "start.pth", "mine.txt", "default"):
+        (tmp_path / name).write_text("")
+    monkeypatch.chdir(tmp_path)
+    text = """
+data: {root: photos, saliency: maps, val_list: mine.txt, train_list: train, labels: auto}
+model: {backbone: "net.py:build", weights: default}
+segmenter: {body: "package.net:build", weights: start.pth}
+"""
+    config = absolute_paths(read_config(text, "here"))
+    assert (config.data.root, config.data.saliency) == (str(tmp_path / "photos"), str(tmp_path / "maps"))
+    assert (config.data.val_list, config.data.train_list) == (str(tmp_path / "mine.txt"), "train")
+    assert (config.data.labels, config.data.classes_file) == ("auto", None)
+    assert (config.model.backbone, config.model.weights) == (f"{tmp_path / 'net.py'}:build", "default")
+    assert (config.segmenter.body, config.segmenter.weights) == ("package.net:build", str(tmp_path / "start.pth"))
+    assert absolute_paths(config) == config
+    assert absolute_paths(Config()) == Config()
 
 
 def test_an_unknown_preset_is_an_error_with_the_nearest_name() -> None:

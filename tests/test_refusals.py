@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gwsss_fast import cam, evaluate, pseudo
+from gwsss_fast import cam, evaluate, pseudo, train
 from tests.command_line import fails, run_train
 
 
@@ -78,3 +78,43 @@ def test_saliency_that_is_missing_is_found_before_training(
     fails(capsys, run_train(small_voc, tmp_path / "run", *options), "image_003", "(1 of 12 images)")
     assert not (tmp_path / "run").exists()
     assert run_train(small_voc, tmp_path / "run", *options, "--stage", "classifier") == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--classifier.nesterov", "true", "--classifier.momentum", "0"], ["classifier.nesterov"]),
+        (["--seed", "99999999999999999999999"], ["seed", "at most"]),
+        (["--cam.scales", "nan"], ["cam.scales", "finite"]),
+        (["--evaluate.scales", "1", "inf"], ["evaluate.scales", "finite"]),
+        (["--classifier.clip-norm", "0"], ["classifier.clip_norm", "above 0"]),
+    ],
+)
+def test_numbers_without_sense_are_refused(
+    options: list[str], words: list[str], shared_voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails(capsys, run_train(shared_voc, tmp_path / "run", *options), *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_the_same_from_another_folder(
+    small_voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(small_voc.parent)
+    assert run_train("small_voc", Path("run"), "--stage", "classifier") == 0
+    assert run_train("small_voc", Path("run"), "--resume", "--stage", "classifier") == 0
+    (tmp_path / "far").mkdir()
+    monkeypatch.chdir(tmp_path / "far")
+    assert cam.main(["--run", str(tmp_path / "run")]) == 0
+    again = ["--preset", str(tmp_path / "run" / "config.yaml"), "--output", "again", "--stage", "classifier"]
+    assert train.main(again) == 0
+
+
+def test_a_run_of_relative_paths_goes_on_where_it_was_started(small_voc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As config.yaml was written before paths were made absolute."""
+    monkeypatch.chdir(small_voc.parent)
+    assert run_train("small_voc", Path("run"), "--stage", "classifier") == 0
+    stored = Path("run/config.yaml")
+    stored.write_text(stored.read_text().replace(f"root: {small_voc}", "root: small_voc"))
+    assert run_train("small_voc", Path("run"), "--resume", "--stage", "classifier") == 0
+    assert f"root: {small_voc}" not in stored.read_text()

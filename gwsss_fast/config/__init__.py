@@ -1,5 +1,7 @@
-"""The configuration of a run: what can be set (sections.py), and its YAML files and presets (yaml_files.py)."""
+"""The configuration of a run: what can be set (sections.py), to which values (checks.py), files (yaml_files.py)."""
 
+from gwsss_fast.config.checks import check, get_field
+from gwsss_fast.config.paths import absolute_paths
 from gwsss_fast.config.sections import (
     CamConfig,
     ClassifierConfig,
@@ -9,8 +11,6 @@ from gwsss_fast.config.sections import (
     ModelConfig,
     PseudoConfig,
     SegmenterConfig,
-    check,
-    get_field,
 )
 from gwsss_fast.config.yaml_files import (
     closest,
@@ -31,6 +31,7 @@ __all__ = [
     "ModelConfig",
     "PseudoConfig",
     "SegmenterConfig",
+    "absolute_paths",
     "check",
     "closest",
     "differences",

@@ -7,11 +7,9 @@ neutral; the values of a run come from a preset (`gwsss_fast/presets`, see yaml_
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
-
-from gwsss_fast.errors import GwsssError
 
 _alias = tyro.conf.arg  # short flags of nested fields are spelled out as aliases
 
@@ -303,52 +301,3 @@ class Config:
     """Stop each training stage after so many steps; for trial runs."""
     output: str | None = None
     """Folder of the run; None = runs/<preset>-<data>-<date>."""
-
-
-_AT_LEAST: dict[str, float] = {
-    "threads": 0, "seed": 0, "max_steps": 1, "data.workers": 0, "data.cache_mb": 0, "data.seed": 0,
-    "data.train_limit": 1, "data.val_limit": 1,
-    "model.graph_channels": 1, "model.steps": 0, "model.reduction": 1,
-    "classifier.epochs": 1, "classifier.steps_per_epoch": 1, "classifier.groups": 1, "classifier.group_size": 1,
-    "classifier.size": 16, "classifier.backbone_lr": 0, "classifier.graph_lr": 0, "classifier.momentum": 0,
-    "classifier.weight_decay": 0, "classifier.step_epochs": 1, "classifier.warmup_steps": 0,
-    "classifier.checkpoint_every": 1, "classifier.color_jitter": 0,
-    "cam.size": 16, "cam.rounds": 1, "cam.groups": 1, "pseudo.threshold": 0, "pseudo.alpha": 0,
-    "segmenter.iterations": 1, "segmenter.batch": 1, "segmenter.crop": 16, "segmenter.lr": 0,
-    "segmenter.momentum": 0, "segmenter.weight_decay": 0, "segmenter.checkpoint_every": 1, "segmenter.color_jitter": 0,
-}  # fmt: skip
-
-
-def get_field(config: Config, key: str) -> Any:
-    """Value of a dotted key such as `classifier.epochs`."""
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def check(config: Config, source: str = "configuration") -> Config:
-    """Return `config` when its values make sense; GwsssError names `source`, key and value otherwise."""
-    for key, smallest in _AT_LEAST.items():
-        value = get_field(config, key)
-        if value is not None and not value >= smallest:
-            raise GwsssError(f"{source}: {key} = {value} must be at least {smallest}")
-    for key in ("cam.scales", "evaluate.scales", "segmenter.rates"):
-        values = get_field(config, key)
-        if not values or min(values) <= 0:
-            raise GwsssError(f"{source}: {key} = {list(values)} must hold one or more numbers above 0")
-    for key in ("classifier.scale", "segmenter.scales"):
-        low, high = get_field(config, key)
-        if not 0 < low <= high:
-            raise GwsssError(f"{source}: {key} = {[low, high]} must be two rising numbers above 0")
-    if min(config.classifier.loss_weights) < 0 or max(config.classifier.loss_weights) == 0:
-        raise GwsssError(
-            f"{source}: classifier.loss_weights = {list(config.classifier.loss_weights)} must not be negative "
-            "and not all 0"
-        )
-    if config.cam.oaa and (config.classifier.mode != "squash" or config.classifier.flip):
-        raise GwsssError(
-            f"{source}: cam.oaa accumulates the maps of whole images, so it needs classifier.mode squash "
-            "and classifier.flip False"
-        )
-    return config

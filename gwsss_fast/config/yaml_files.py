@@ -16,7 +16,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from gwsss_fast import files
-from gwsss_fast.config.sections import Config, check
+from gwsss_fast.config.checks import check
+from gwsss_fast.config.sections import Config
 from gwsss_fast.errors import GwsssError
 
 PRESETS = Path(__file__).parents[1] / "presets"
