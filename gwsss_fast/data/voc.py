@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 
 from gwsss_fast.data import label_sources
@@ -52,7 +52,7 @@ class VocFolder:
         self._saliency = open_saliency(root, saliency)
         self.lists = self._find_lists({"train": train_list, "train_aug": train_aug_list, "val": val_list})
         self._entries = {name: read_list(path) for name, path in self.lists.items()}
-        self.labels = _known_label_kind(labels)
+        self.labels, self._labels_file = _label_kind(labels)
         classes = find_classes(root, classes_file)
         if classes is None:
             ids = (entry.id for entries in self._entries.values() for entry in entries)
@@ -76,37 +76,49 @@ class VocFolder:
                 f"{' or '.join(str(folder.path) for folder in self._masks[:2])} while others on the list have one "
                 f"({len(lacking)} without); add it or take the image off the list"
             )
-        wanted = (source for source in self.sources(name) if self.labels in ("auto", source.kind, source.where))
-        required = name != "val"
+        wanted, required = self.sources(name, self.labels), name != "val"
         return Split(name, self.classes, label_records(records, wanted, list_path=path, required=required))
 
-    def sources(self, name: str) -> Iterator[LabelSource]:
-        """Everything that gives labels for the split `name`, the most trusted first; read one by one, as asked for."""
-        own = label_sources.from_list(self.lists[name], self._entries[name], self.classes)
-        if own is not None:
-            yield own
-        if self._cls_labels is not None:
-            yield self._cls_labels
+    def sources(self, name: str, kind: str = "auto") -> Iterator[LabelSource]:
+        """What gives labels for the split `name`, the most trusted first; opened one by one, and of one kind if asked.
+
+        Raises GwsssError when one cannot be read.
+        """
+        for found, open_source in self._candidates(name):
+            source = open_source() if kind in ("auto", found) else None
+            if source is not None:
+                yield source
+
+    def _candidates(self, name: str) -> Iterator[tuple[str, Callable[[], LabelSource | None]]]:
+        """Kinds of sources, and functions that open them."""
+        own = self.lists[name]
+        yield "list", lambda: label_sources.from_list(own, self._entries[name], self.classes)
+        yield "cls_labels", lambda: self._cls_labels
         for path in sorted((self.root / _LISTS).glob("*_cls.txt")):  # labelled lists beside the split's own
-            other = label_sources.from_list(path, read_list(path), self.classes)
-            if other is not None and path != self.lists[name]:
-                yield other
-        if any(len(folder) for folder in self._masks):
-            yield self._mask_labels
-        if (self.root / "Annotations").is_dir():
-            yield label_sources.from_xml(self.root / "Annotations", self.classes)
+            if path != own:
+                yield "list", partial(self._other_list, path)
+        yield "masks", lambda: self._mask_labels
+        yield "xml", lambda: self._annotations
+
+    def _other_list(self, path: Path) -> LabelSource | None:
+        return label_sources.from_list(path, read_list(path), self.classes)
 
     @cached_property
     def _cls_labels(self) -> LabelSource | None:
-        if self.labels.endswith(".npy"):
-            return label_sources.from_cls_labels(Path(self.labels), self.classes)
         folders = [self.root, self.root / _LISTS, *(path.parent for path in self.lists.values())]
-        path = next((folder / "cls_labels.npy" for folder in folders if (folder / "cls_labels.npy").is_file()), None)
+        found = (folder / "cls_labels.npy" for folder in folders if (folder / "cls_labels.npy").is_file())
+        path = self._labels_file or next(found, None)
         return label_sources.from_cls_labels(path, self.classes) if path else None
 
     @cached_property
-    def _mask_labels(self) -> LabelSource:
-        return label_sources.from_masks(self.root, self.classes)
+    def _mask_labels(self) -> LabelSource | None:
+        found = any(len(folder) for folder in self._masks)
+        return label_sources.from_masks(self.root, self.classes) if found else None
+
+    @cached_property
+    def _annotations(self) -> LabelSource | None:
+        folder = self.root / "Annotations"
+        return label_sources.from_xml(folder, self.classes) if folder.is_dir() else None
 
     def _find_lists(self, given: dict[str, str | Path | None]) -> dict[str, Path]:
         lists = {}
@@ -153,10 +165,11 @@ class VocFolder:
         return next((mask for folder in self._masks if (mask := folder.find(entry.id)) is not None), None)
 
 
-def _known_label_kind(labels: str | Path) -> str:
+def _label_kind(labels: str | Path) -> tuple[str, Path | None]:
+    """The kind of labels asked for, and the file where one is named."""
     text = str(labels)
     if text in LABEL_KINDS:
-        return text
+        return text, None
     if text.endswith(".npy"):
-        return str(Path(text))  # the spelling that LabelSource.where has
+        return "cls_labels", Path(text)
     raise GwsssError(f"unknown source of labels {text!r}; choose one of {', '.join(LABEL_KINDS)} or a .npy file")

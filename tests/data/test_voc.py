@@ -106,6 +106,27 @@ def test_order_of_sources(tmp_path):
     assert labels_of(open_dataset(tmp_path, labels=f"{tmp_path}//mine.npy").training) == {"x": (2,)}
 
 
+@pytest.mark.parametrize("kind", ["list", "masks", "xml", "mine.npy"])
+def test_only_the_source_asked_for_is_opened(tmp_path, kind):
+    make_voc(tmp_path, "x")
+    add_mask(tmp_path, "x", [[2]])
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "Annotations" / "x.xml").write_text("<annotation><object><name>b</name></object></annotation>")
+    write_list(tmp_path, "train", "x")
+    write_list(tmp_path, "other_cls", "x 1")
+    np.save(tmp_path / "mine.npy", {"x": np.array([0, 1, 0])})
+    (tmp_path / "cls_labels.npy").write_text("rubbish")
+    labels = str(tmp_path / kind) if kind.endswith(".npy") else kind
+    assert labels_of(open_dataset(tmp_path, labels=labels).training) == {"x": (1,)}
+    if kind != "list":
+        write_list(tmp_path, "other_cls", "x 7")
+        assert labels_of(open_dataset(tmp_path, labels=labels).training) == {"x": (1,)}
+        write_list(tmp_path, "train", "x 7")
+        assert labels_of(open_dataset(tmp_path, labels=labels).training) == {"x": (1,)}
+    with pytest.raises(GwsssError, match=r"cls_labels\.npy is not a dictionary|label 7 of image x is too large"):
+        open_dataset(tmp_path)
+
+
 def test_a_source_must_know_every_image(tmp_path):
     make_voc(tmp_path, "x", "y")
     write_list(tmp_path, "train", "x", "y")
