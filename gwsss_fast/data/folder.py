@@ -128,10 +128,16 @@ def _items_in_csv(path: Path) -> list[_Item]:
     items: list[_Item] = []
     seen: dict[Path, str] = {}
     missing: list[str] = []
+    first = True
     try:
         for fields in reader:
             where = f"{path}, line {reader.line_num}"
-            if not any(fields) or (not items and not missing and _is_header(fields)):
+            if not any(fields):
+                continue
+            _check_separator(fields[0], path.parent, where)
+            header = first and _is_header(fields, path.parent)
+            first = False
+            if header:
                 continue
             if len(fields) != 2:
                 raise GwsssError(f"{where}: expected `file,class1|class2`, got {len(fields)} columns")
@@ -154,8 +160,17 @@ def _items_in_csv(path: Path) -> list[_Item]:
     return items
 
 
-def _is_header(fields: Sequence[str]) -> bool:
-    return PurePath(fields[0].strip()).suffix.lower() not in IMAGE_EXTENSIONS
+def _is_header(fields: Sequence[str], folder: Path) -> bool:
+    """Whether the first line of a file names no image: nothing with an image's suffix, and no file that exists."""
+    suffixes = {PurePath(field.strip()).suffix.lower() for field in fields}
+    return suffixes.isdisjoint(IMAGE_EXTENSIONS) and not (folder / fields[0].strip()).is_file()
+
+
+def _check_separator(field: str, folder: Path, where: str) -> None:
+    """Raise GwsssError when the first field of a line holds another separator, unless a file is named so."""
+    found = [name for separator, name in ((";", "';'"), ("\t", "a tab")) if separator in field.strip()]
+    if found and not (folder / field.strip()).is_file():
+        raise GwsssError(f"{where}: columns are separated by {found[0]}; save the file with commas between them")
 
 
 def _find_val(root: Path, given: str | Path | None) -> Path | None:
@@ -178,7 +193,9 @@ def _set_apart(items: Sequence[_Item], path: Path, root: Path) -> tuple[list[_It
         item = by_path.get(name.removeprefix("./")) or by_name.get(name)
         if item is not None:
             chosen[item.image] = item
-        elif name and not (number == 1 and _is_header([name])):
+            continue
+        _check_separator(name, root, f"{path}, line {number}")
+        if name and not (number == 1 and _is_header([name], root)):
             raise GwsssError(f"{path}, line {number}: {name} is none of the images in {root}")
     if not chosen:
         raise GwsssError(f"validation list {path} is empty")

@@ -153,6 +153,39 @@ def test_csv(tmp_path, header):
         assert data.validation is None
 
 
+def test_only_a_first_line_that_names_no_image_is_a_header(tmp_path):
+    add(tmp_path, "x.jpg", "y.png")
+    (tmp_path / "scan").write_bytes((tmp_path / "y.png").read_bytes())
+    path = tmp_path / "train.csv"
+    path.write_text("scan,a\nx.jpg,b\n")
+    assert classes_of(open_dataset(tmp_path).training) == {"scan": ["a"], "x": ["b"]}
+    for text, line in [
+        ("file,classes\nphoto.tif,a\nx.jpg,b\n", 2),
+        ("file,classes\n\nx,a\nx.jpg,b\n", 3),
+        ("x.jpg,b\nfile,classes\n", 2),
+        ("a,x.jpg\nb,y.png\n", 1),
+    ]:
+        path.write_text(text)
+        with pytest.raises(MissingFilesError, match=rf"train\.csv, line {line}: .* does not exist"):
+            open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(("separator", "name"), [(";", "';'"), ("\t", "a tab")])
+@pytest.mark.parametrize(
+    "lines", [["file,classes", "x.jpg,a"], ["x.jpg,a"], ["x.jpg,a", "y.jpg,a"], ["x.jpg,a", "y.jpg,a|b,c"]]
+)
+def test_other_separators_are_named(tmp_path, separator, name, lines):
+    add(tmp_path, "x.jpg", "y.jpg")
+    text = "\n".join(line.replace(",", separator, 1) for line in lines)
+    (tmp_path / "train.csv").write_text(text)
+    with pytest.raises(GwsssError, match=rf"train\.csv, line 1: columns are separated by {name}; .* commas"):
+        open_dataset(tmp_path)
+    (tmp_path / "train.csv").write_text("x.jpg,a\ny.jpg,a\n")
+    (tmp_path / "val.txt").write_text(text)
+    with pytest.raises(GwsssError, match=rf"val\.txt, line 1: columns are separated by {name}; .* commas"):
+        open_dataset(tmp_path)
+
+
 def test_csv_with_validation(tmp_path):
     add(tmp_path, "x.jpg", "y.jpg", "z.jpg")
     (tmp_path / "train.csv").write_text("x.jpg,a\ny.jpg,b\n")
