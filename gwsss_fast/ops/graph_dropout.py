@@ -55,7 +55,8 @@ def graph_dropout(g: Tensor, r: Tensor, drop_rate: float = 0.8, drop_threshold: 
     """g * s with s = sigmoid(o) where r < drop_rate, else o * 1(o < max(o) * drop_threshold); o = mean over channels.
 
     g: (B, K, N, C); r: (B,), one draw from [0, 1) a group, or (B, K), one a node. Returns g's shape and dtype; the
-    mean and the map are in float32 for 16-bit inputs. Raises GwsssError when shapes do not fit or a share is outside of 0..1.
+    mean and the map are in float32 for 16-bit inputs. Raises GwsssError when shapes do not fit or a share
+    lies outside of 0..1.
     """
     (g,) = dispatch.autocast(g)
     dispatch.check(
