@@ -168,7 +168,7 @@ def check_record(record: Record, num_classes: int) -> FileCheck:
             for path, size in sizes.items()
             if size != wanted
         ]
-    return FileCheck(tuple(faults), labels)
+    return FileCheck(tuple(f"{record.where}: {fault}" if record.where else fault for fault in faults), labels)
 
 
 def compare_labels(split: Split, first: LabelSource, second: LabelSource) -> LabelDifference | None:

@@ -24,7 +24,7 @@ class _Item:
 
     image: Path
     classes: tuple[str, ...]
-    where: str  # what to name in messages
+    where: str = ""  # line of the CSV file
 
 
 def looks_like_folder(root: Path) -> bool:
@@ -117,7 +117,7 @@ def _items_in_folders(root: Path, saliency: str | Path | None) -> list[_Item]:
         images = sorted(_images_below(folder))
         if not images:
             raise GwsssError(f"class folder {folder} holds no image ({', '.join(IMAGE_EXTENSIONS)})")
-        items += [_Item(image, (folder.name,), str(image)) for image in images]
+        items += [_Item(image, (folder.name,)) for image in images]
     if not items:
         raise GwsssError(f"{root} holds no class folder; expected {EXPECTED}")
     return items
@@ -227,10 +227,14 @@ def _assemble(
     for item, name in zip(items, ids, strict=True):
         unknown = [label for label in item.classes if label not in number]
         if unknown:
-            raise GwsssError(f"{item.where}: class {unknown[0]!r} is none of the {len(classes)} named classes")
+            raise GwsssError(
+                f"{item.where or item.image}: class {unknown[0]!r} is none of the {len(classes)} named classes"
+            )
         labels = tuple(sorted(number[label] for label in item.classes))
         records.append(
-            Record(name, item.image, masks.find(item.image, name), saliencies.find(item.image, name), labels)
+            Record(
+                name, item.image, masks.find(item.image, name), saliencies.find(item.image, name), labels, item.where
+            )
         )
     learned, validated = records[: len(training)], records[len(training) :]
     with_masks = [record for record in learned if record.mask is not None]

@@ -106,7 +106,7 @@ def label_records(
     """
     failures = []
     for source in sources:
-        labels = [source.lookup(record) for record in records]
+        labels = [_look_up(source, record) for record in records]
         missing = [record.id for record, found in zip(records, labels, strict=True) if found is None]
         if missing:
             failures.append(f"{source.where} lacks {missing[0]}" + _more(missing))
@@ -122,6 +122,11 @@ def label_records(
         reasons = "; ".join(failures) or "nothing gives any, neither lists nor cls_labels.npy, masks or annotations"
         raise GwsssError(f"no image-level labels for {list_path}: {reasons}; put them in the list: id c1 c2 ...")
     return tuple(records)
+
+
+def _look_up(source: LabelSource, record: Record) -> tuple[int, ...] | None:
+    with record.located():
+        return source.lookup(record)
 
 
 def _more(items: Sequence[str]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +15,27 @@ from gwsss_fast.errors import GwsssError
 
 @dataclass(frozen=True)
 class Record:
-    """One image. `labels` are 0-based foreground classes, sorted; `id` is unique and fit for a file name."""
+    """One image. `labels` are 0-based foreground classes, sorted; `id` is unique and fit for a file name.
+
+    `where` is the list, or CSV file, and the line that first name the image, if any do.
+    """
 
     id: str
     image: Path
     mask: Path | None = None
     saliency: Path | None = None
     labels: tuple[int, ...] = ()
+    where: str = ""
+
+    @contextmanager
+    def located(self) -> Iterator[None]:
+        """Let a GwsssError about one of the image's files begin with list and line."""
+        try:
+            yield
+        except GwsssError as error:
+            if not self.where:
+                raise
+            raise GwsssError(f"{self.where}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -34,15 +34,16 @@ class ImageCache:
         self._left = int(megabytes * 2**20)
         self._pixels: dict[Path, np.ndarray] = {}
 
-    def read(self, path: Path) -> Image.Image:
-        """The image at `path` as RGB. Raises GwsssError as `read_image` does."""
-        pixels = self._pixels.get(path)
+    def read(self, record: Record) -> Image.Image:
+        """The image of `record` as RGB. Raises GwsssError as `read_image` does, with list and line."""
+        pixels = self._pixels.get(record.image)
         if pixels is not None:
             return Image.fromarray(pixels)
-        image = read_image(path)
+        with record.located():
+            image = read_image(record.image)
         if 3 * image.width * image.height <= self._left:
-            self._pixels[path] = np.asarray(image)
-            self._left -= self._pixels[path].nbytes
+            pixels = self._pixels[record.image] = np.asarray(image)
+            self._left -= pixels.nbytes
         return image
 
     def preload(self, records: Sequence[Record]) -> int:
@@ -50,7 +51,7 @@ class ImageCache:
         for record in records:
             if self._left <= 0:
                 break
-            self.read(record.image)
+            self.read(record)
         return sum(record.image in self._pixels for record in records)
 
 
@@ -73,7 +74,7 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         self._epoch.fill_(epoch)
 
     def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
-        image = self._cache.read(self._split.records[position].image)
+        image = self._cache.read(self._split.records[position])
         with seeded(self._seed, _IMAGE, int(self._epoch), position):
             return self._transform(image), self._labels[position]
 
@@ -114,7 +115,7 @@ class GroupDataset(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, position: int) -> dict[str, Tensor]:
         indices = self._groups[position].clone()
-        images = [self._cache.read(self._split.records[index].image) for index in indices.tolist()]
+        images = [self._cache.read(self._split.records[index]) for index in indices.tolist()]
         with seeded(self._seed, _GROUP, int(self._epoch), position):
             pixels = torch.stack([self._transform(image) for image in images])
         return {"images": pixels, "labels": self._labels[indices], "indices": indices}
@@ -149,12 +150,14 @@ class SegmentationDataset(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, position: int) -> dict[str, Tensor]:
         record, path = self._split.records[position], self._masks[position]
-        image, mask = self._cache.read(record.image), read_mask(path, len(self._split.classes))
-        if mask.shape != image.size[::-1]:
-            raise GwsssError(
-                f"mask {path} has {mask.shape[1]}x{mask.shape[0]} pixels, but its image {record.image} has "
-                f"{image.width}x{image.height}"
-            )
+        image = self._cache.read(record)
+        with record.located():
+            mask = read_mask(path, len(self._split.classes))
+            if mask.shape != image.size[::-1]:
+                raise GwsssError(
+                    f"mask {path} has {mask.shape[1]}x{mask.shape[0]} pixels, but its image {record.image} has "
+                    f"{image.width}x{image.height}"
+                )
         with seeded(self._seed, _SEGMENTATION, int(self._epoch), position):
             pixels, target = self._transform(image, mask)
         return {"image": pixels, "mask": target, "index": torch.tensor(position)}

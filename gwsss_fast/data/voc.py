@@ -51,6 +51,7 @@ class VocFolder:
         self._masks = [*masks, *(ImageFolder(root / name, (".mat",)) for name in _SBD_FOLDERS)]
         self._saliency = open_saliency(root, saliency)
         self.lists = self._find_lists({"train": train_list, "train_aug": train_aug_list, "val": val_list})
+        self._listed: dict[Path, str] = {}  # where each image is named first
         self._entries = {name: read_list(path) for name, path in self.lists.items()}
         self.labels, self._labels_file = _label_kind(labels)
         classes = find_classes(root, classes_file)
@@ -146,7 +147,8 @@ class VocFolder:
             if not (image in self._images or image.is_file()):
                 missing.append(f"{path}, line {entry.line}: {image}")
                 continue
-            records.append(Record(entry.id, image, self._mask(entry), self._saliency.find(entry.id)))
+            where = self._listed.setdefault(image, f"{path}, line {entry.line}")
+            records.append(Record(entry.id, image, self._mask(entry), self._saliency.find(entry.id), where=where))
         if missing:
             raise MissingFilesError(missing)
         return records

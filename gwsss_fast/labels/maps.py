@@ -258,7 +258,9 @@ class _SquashedGroups(Dataset):
         views: list[list[Tensor]] = [[] for _ in self.transforms]
         shapes = {}
         for place in np.ndindex(batch.shape):
-            image = read_image(self.records[int(batch[place])].image)
+            record = self.records[int(batch[place])]
+            with record.located():
+                image = read_image(record.image)
             shapes[place] = (image.height, image.width)
             for transform, images in zip(self.transforms, views, strict=True):
                 images.append(transform(image))

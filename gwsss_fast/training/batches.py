@@ -77,7 +77,10 @@ def image_cache(split: Split, megabytes: int) -> ImageCache:
     """A cache filled with the split's images when all of them fit, else an empty one."""
     if not len(split) or not megabytes:
         return ImageCache()
-    sizes = [read_size(record.image) for record in split.records[:: max(len(split) // _SAMPLE, 1)]]
+    sizes = []
+    for record in split.records[:: max(len(split) // _SAMPLE, 1)]:
+        with record.located():
+            sizes.append(read_size(record.image))
     need = 3 * len(split) * sum(width * height for width, height in sizes) / len(sizes)
     if need > 0.9 * megabytes * 2**20:
         return ImageCache()

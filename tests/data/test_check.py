@@ -58,11 +58,11 @@ def test_broken_files_are_all_named(voc, capsys):
     for fault, parts in zip(
         faults,
         [
-            ("x.jpg", "cannot be decoded"),
-            ("x.png", "cannot be decoded"),
-            ("y.png", "holds the value 9, but only 0 to 3 and 255"),
-            ("z.png", "2x1 pixels", "z.jpg has 8x6"),
-            ("z.png", "3x3 pixels", "z.jpg has 8x6"),
+            ("train.txt, line 1: ", "x.jpg", "cannot be decoded"),
+            ("train.txt, line 1: ", "x.png", "cannot be decoded"),
+            ("train.txt, line 2: ", "y.png", "holds the value 9, but only 0 to 3 and 255"),
+            ("val.txt, line 1: ", "z.png", "2x1 pixels", "z.jpg has 8x6"),
+            ("val.txt, line 1: ", "z.png", "3x3 pixels", "z.jpg has 8x6"),
         ],
         strict=True,
     ):

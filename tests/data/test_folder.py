@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gwsss_fast.data.check import verify_files
 from gwsss_fast.data.dataset import MissingFilesError, open_dataset
 from gwsss_fast.errors import GwsssError
 
@@ -240,6 +241,14 @@ def test_missing_images_of_a_csv(tmp_path):
     ) as error:
         open_dataset(tmp_path)
     assert len(error.value.missing) == 2
+
+
+def test_bad_images_of_a_csv_are_named_with_their_line(tmp_path):
+    add(tmp_path, "x.jpg", "y.jpg")
+    (tmp_path / "y.jpg").write_bytes(b"")
+    (tmp_path / "train.csv").write_text("file,class\nx.jpg,a\ny.jpg,a\n")
+    with pytest.raises(GwsssError, match=rf"^{tmp_path}/train\.csv, line 3: image .*y\.jpg cannot be decoded"):
+        verify_files(open_dataset(tmp_path))
 
 
 def test_classes_of_a_csv(tmp_path):

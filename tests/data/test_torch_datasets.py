@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -160,6 +162,26 @@ def test_lacking_masks_are_named(split, masks):
         SegmentationDataset(split, SegmenterTransform(16))
     with pytest.raises(GwsssError, match=r"image 1 .* has no mask among those given"):
         SegmentationDataset(split, SegmenterTransform(16), 0, {"0": masks / "0.png"})
+
+
+def test_errors_name_list_and_line(split, masks, tmp_path):
+    records = tuple(replace(record, where=f"own.txt, line {record.id}") for record in split.records)
+    listed = Split("train", split.classes, records)
+    add_mask(tmp_path, "1", [[4]], "pseudo")
+    add_mask(tmp_path, "2", [[0]], "pseudo")
+    records[3].image.write_bytes(b"")
+    segmentation = SegmentationDataset(listed, SegmenterTransform(16), 0, masks)
+    images = ImageDataset(listed, TRANSFORM)
+    groups = GroupDataset(listed, GroupSampler(split.labels, 12, "random"), TRANSFORM)
+    for dataset, position, message in [
+        (segmentation, 1, r"1: mask .*1\.png holds the value 4"),
+        (segmentation, 2, r"2: mask .*2\.png has 1x1"),
+        (segmentation, 3, r"3: image .*3\.png cannot be decoded"),
+        (images, 3, r"3: image .*3\.png cannot be decoded"),
+        (groups, 0, r"3: image .*3\.png cannot be decoded"),
+    ]:
+        with pytest.raises(GwsssError, match=rf"^own\.txt, line {message}"):
+            dataset[position]
 
 
 def test_masks_that_do_not_fit(split, masks, tmp_path):

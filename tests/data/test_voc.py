@@ -8,6 +8,7 @@ from voc_builder import add_image, add_mask, make_voc, write_list
 from gwsss_fast.data.dataset import MissingFilesError, open_dataset
 from gwsss_fast.errors import GwsssError
 
+SETS = "ImageSets/Segmentation"
 ROOT = os.environ.get("GWSSS_TEST_DATA")
 
 
@@ -253,6 +254,29 @@ def test_missing_folders(tmp_path):
 def test_the_folder_above_is_good_enough(tmp_path, nested):
     write_list(make_voc(tmp_path / nested, "x"), "train", "x 0")
     assert open_dataset(tmp_path).root == tmp_path / nested
+
+
+def test_bad_files_are_named_with_list_and_line(tmp_path):
+    make_voc(tmp_path, "x", "y")
+    train = write_list(tmp_path, "train", "x")
+    write_list(tmp_path, "train_aug", "y", "x")
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "Annotations" / "x.xml").write_text("<annotation>")
+    with pytest.raises(GwsssError, match=rf"^{train}, line 1: annotation .*x\.xml is not valid XML"):
+        open_dataset(tmp_path)
+    add_mask(tmp_path, "x", [[9]])
+    with pytest.raises(GwsssError, match=rf"^{train}, line 1: mask .*x\.png holds the value 9"):
+        open_dataset(tmp_path)
+    add_mask(tmp_path, "x", [[1]])
+    add_mask(tmp_path, "y", [[9]])
+    with pytest.raises(GwsssError, match=r"^.*train_aug\.txt, line 1: mask .*y\.png holds the value 9"):
+        open_dataset(tmp_path)
+    add_mask(tmp_path, "y", [[2]])
+    training = open_dataset(tmp_path).training
+    assert [record.where for record in training.records] == [
+        f"{tmp_path}/{SETS}/train_aug.txt, line 1",
+        f"{train}, line 1",
+    ]
 
 
 # masks, saliency, classes
