@@ -1,5 +1,6 @@
 """Bad input, interruption and full disks: one clear line, status 2, nothing half-written."""
 
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -82,7 +83,8 @@ def test_an_image_that_breaks_while_training_is_one_line_from_a_worker_too(
     status = run_train(small_voc, tmp_path / "run", *options, "--max-steps", "8")
     text = capsys.readouterr().err
     assert status == 2
-    assert text.splitlines()[-1].startswith("error: image ")
+    assert text.splitlines()[-1].startswith("error: ")
+    assert re.search(r"\.txt, line \d+: image ", text.splitlines()[-1])
     assert words in text.splitlines()[-1]
     assert "worker" not in text
 
