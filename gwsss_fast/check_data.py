@@ -51,19 +51,14 @@ def _check(arguments: Sequence[str]) -> None:
     default = Arguments(root=tyro.MISSING)
     options = asdict(cli.parse(Arguments, default, arguments, "gwsss-fast check-data", "Check a data set."))
     console, errors = Console(), Console(stderr=True)
-    try:
-        with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
-            task = bar.add_task("decoding", total=None)
-            report = check_dataset(
-                progress=lambda done, total: bar.update(task, completed=done, total=total), **options
-            )
-    except MissingFilesError as error:
-        _list(console, "missing files", error.missing)
-        raise
+    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        task = bar.add_task("decoding", total=None)
+        report = check_dataset(progress=lambda done, total: bar.update(task, completed=done, total=total), **options)
     _print(console, report)
-    if report.faults:
-        more = f" (and {len(report.faults) - 1} more)" if len(report.faults) > 1 else ""
-        raise GwsssError(f"{report.faults[0]}{more}")
+    problems = [*(str(MissingFilesError([line])) for line in report.missing), *report.faults]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise GwsssError(f"{problems[0]}{more}")
     console.print("No file is missing or broken.")
 
 
@@ -78,7 +73,8 @@ def _print(console: Console, report: CheckReport) -> None:
     for index, name in enumerate(data.classes):
         table.add_row(escape(name), *(f"{split.per_class[index]:,}" for split in report.splits))
     console.print(table)
-    _list(console, "files that cannot be used", report.faults)
+    _list(console, "missing files", report.missing)
+    _list(console, "files or labels that cannot be used", report.faults)
     _list(console, "labels that differ", [str(difference) for difference in report.differences])
     _list(console, "labels that are not needed and cannot be read", report.unread)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +15,8 @@ import numpy as np
 from gwsss_fast.data import folder, voc
 from gwsss_fast.data.dataset import Layout, find_root, open_dataset
 from gwsss_fast.data.images import read_image, read_mask, read_saliency
-from gwsss_fast.data.label_sources import LabelSource, mask_labels
-from gwsss_fast.data.records import DataSet, Record, Split
+from gwsss_fast.data.label_sources import LabelSource, look_up, mask_labels
+from gwsss_fast.data.records import DataSet, MissingFilesError, OnFault, Record, Split
 from gwsss_fast.errors import GwsssError
 
 EXPECTED = {"voc": voc.EXPECTED, "embedded": voc.EXPECTED, "folder": folder.EXPECTED, "csv": folder.EXPECTED}
@@ -59,7 +59,8 @@ class LabelDifference:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What was found. `faults` are messages that name one unusable file each.
+    """What was found. `missing` has list, line and path of each missing image, which the rest leaves out; `faults`
+    are messages that name one unusable file, or lack of labels, each.
 
     `differences` between sources of labels, and `unread` sources that the data set does not need, are only warnings.
     """
@@ -67,6 +68,7 @@ class CheckReport:
     data: DataSet
     expected: str
     splits: tuple[SplitCount, ...]
+    missing: tuple[str, ...]
     faults: tuple[str, ...]
     differences: tuple[LabelDifference, ...]
     unread: tuple[str, ...]
@@ -94,29 +96,39 @@ def check_dataset(
     Raises GwsssError, as `open_dataset` does, when the data set cannot be opened at all.
     """
     path, layout = find_root(root, layout, seed=seed)
-    sources: Callable[[str], Iterable[LabelSource]]
+    met: list[GwsssError] = []
+    sources: Callable[[str, OnFault], Iterable[LabelSource]]
     if layout in ("voc", "embedded"):
-        files = voc.VocFolder(path, **{key: value for key, value in options.items() if value is not None})
-        data, sources = files.dataset(layout), files.sources
+        given = {key: value for key, value in options.items() if value is not None}
+        files = voc.VocFolder(path, on_fault=met.append, **given)
+        data = files.dataset(layout)
+        sources = lambda name, on_fault: files.sources(name, "auto", on_fault)  # noqa: E731
     else:
-        data = open_dataset(path, layout=layout, **options)
-        sources = lambda name: [_own_labels(data.splits[name], layout)]  # noqa: E731
+        data = open_dataset(path, layout=layout, on_fault=met.append, **options)
+        sources = lambda name, _: [_own_labels(data.splits[name], layout)]  # noqa: E731
     records = _records(data)
     checks = list(check_files(records, len(data.classes), progress))
     in_masks = {record.mask: check.mask_labels for record, check in zip(records, checks, strict=True)}
     from_masks = LabelSource("masks", "masks", lambda record: in_masks.get(record.mask))
     differences: list[LabelDifference] = []
-    unread: list[str] = []
+    unread: list[GwsssError] = []
     for split in data.splits.values():
-        try:
-            known = [*(source for source in sources(split.name) if source.kind != "masks"), from_masks]
-            pairs = [compare_labels(split, first, second) for first, second in combinations(known, 2)]
-            differences += [difference for difference in pairs if difference is not None]
-        except GwsssError as error:
-            unread.append(str(error))
-    counts = tuple(_count(split) for split in data.splits.values())
-    faults = tuple(fault for check in checks for fault in check.faults)
-    return CheckReport(data, EXPECTED[layout], counts, faults, tuple(differences), tuple(dict.fromkeys(unread)))
+        others = [source for source in sources(split.name, unread.append) if source.kind != "masks"]
+        known = [*(_read(source, split, unread.append) for source in others), from_masks]
+        pairs = [compare_labels(split, first, second) for first, second in combinations(known, 2)]
+        differences += [difference for difference in pairs if difference is not None]
+    missing = [line for error in met if isinstance(error, MissingFilesError) for line in error.missing]
+    faults = [fault for check in checks for fault in check.faults]
+    faults += [str(error) for error in met if not isinstance(error, MissingFilesError)]
+    return CheckReport(
+        data,
+        EXPECTED[layout],
+        tuple(_count(split) for split in data.splits.values()),
+        tuple(missing),
+        tuple(dict.fromkeys(faults)),  # a mask may have been read for its labels before
+        tuple(differences),
+        tuple(text for text in dict.fromkeys(map(str, unread)) if text not in faults),
+    )
 
 
 def verify_files(data: DataSet) -> None:
@@ -201,6 +213,12 @@ def _records(data: DataSet) -> list[Record]:
 
 def _names(labels: Iterable[int], split: Split) -> str:
     return "+".join(split.classes[label] for label in labels) or "nothing"
+
+
+def _read(source: LabelSource, split: Split, on_fault: OnFault) -> LabelSource:
+    """A source that was asked about every record of `split`, and does not know those it failed at."""
+    labels = look_up(source, split.records, on_fault)
+    return replace(source, lookup=lambda record: labels.get(record.id))
 
 
 def _own_labels(split: Split, layout: str) -> LabelSource:

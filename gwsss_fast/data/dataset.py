@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from gwsss_fast.data import folder, voc
-from gwsss_fast.data.records import DataSet, MissingFilesError, Record, Split
+from gwsss_fast.data.records import DataSet, MissingFilesError, OnFault, Record, Split, raise_fault
 from gwsss_fast.errors import GwsssError
 
 __all__ = ["DataSet", "Layout", "MissingFilesError", "Record", "Split", "find_root", "open_dataset"]
@@ -25,6 +25,7 @@ def open_dataset(
     labels: str | Path = "auto",
     saliency: str | Path | None = None,
     seed: int = 0,
+    on_fault: OnFault = raise_fault,
 ) -> DataSet:
     """Open the data set in the folder `root`; `"embedded"` makes the generated one, of the given `seed`.
 
@@ -32,17 +33,18 @@ def open_dataset(
     VOC layout come from: `list`, `cls_labels`, `masks`, `xml`, a `.npy` file, or `auto`, the first of these that
     knows every image.
 
-    Raises GwsssError naming file and line for whatever is missing, empty or contradictory.
+    Raises GwsssError naming file and line for whatever is missing, empty or contradictory. Of missing images and of
+    labels that lack or cannot be read `on_fault` is told; if it does not raise, they are left out.
     """
     root, layout = find_root(root, layout, seed=seed)
     options = {"classes_file": classes_file, "val_list": val_list, "saliency": saliency}
     if layout in ("voc", "embedded"):
         lists = {"train_list": train_list, "train_aug_list": train_aug_list}
-        return voc.VocFolder(root, labels=labels, **lists, **options).dataset(layout)
+        return voc.VocFolder(root, labels=labels, on_fault=on_fault, **lists, **options).dataset(layout)
     if any(name is not None for name in (train_list, train_aug_list)) or labels != "auto":
         raise GwsssError(f"train_list, train_aug_list and labels are for VOC layout; {root} has the layout {layout}")
     if layout == "csv":
-        return folder.open_csv(_csv_file(root), **options)
+        return folder.open_csv(_csv_file(root), on_fault=on_fault, **options)
     return folder.open_folder(root, **options)
 
 

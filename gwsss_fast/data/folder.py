@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 
 from gwsss_fast.data.class_names import find_classes, read_lines
 from gwsss_fast.data.images import IMAGE_EXTENSIONS, ImageFolder, open_saliency
-from gwsss_fast.data.records import DataSet, MissingFilesError, Record, Split
+from gwsss_fast.data.records import DataSet, MissingFilesError, OnFault, Record, Split, raise_fault
 from gwsss_fast.errors import GwsssError
 
 EXPECTED = "one sub-folder a class, or a train.csv of `file,class1|class2` lines"
@@ -25,6 +25,7 @@ class _Item:
     image: Path
     classes: tuple[str, ...]
     where: str = ""  # line of the CSV file
+    exists: bool = True
 
 
 def looks_like_folder(root: Path) -> bool:
@@ -69,18 +70,20 @@ def open_csv(
     classes_file: str | Path | None = None,
     val_list: str | Path | None = None,
     saliency: str | Path | None = None,
+    on_fault: OnFault = raise_fault,
 ) -> DataSet:
     """Open the images that a CSV file names, relative to its folder.
 
     A `val.csv` beside it has lines of the same kind; a `val.txt` names images of the first file to set apart.
-    Raises GwsssError naming file and line for malformed lines, missing images and images named twice.
+    Raises GwsssError naming file and line for malformed lines and images named twice; `on_fault` is told of missing
+    images, and of those without a label.
     """
     root = path.parent
-    training = _items_in_csv(path)
+    training = _items_in_csv(path, on_fault)
     validation: list[_Item] = []
     val = _find_val(root, val_list)
     if val is not None and val.suffix.lower() == ".csv":
-        validation = _items_in_csv(val)
+        validation = _items_in_csv(val, on_fault)
         known = {item.image: item.where for item in training}
         for item in validation:
             if item.image in known:
@@ -123,11 +126,10 @@ def _items_in_folders(root: Path, saliency: str | Path | None) -> list[_Item]:
     return items
 
 
-def _items_in_csv(path: Path) -> list[_Item]:
+def _items_in_csv(path: Path, on_fault: OnFault) -> list[_Item]:
     reader = csv.reader(read_lines(path, "CSV file"), skipinitialspace=True)
     items: list[_Item] = []
     seen: dict[Path, str] = {}
-    missing: list[str] = []
     first = True
     try:
         for fields in reader:
@@ -144,17 +146,16 @@ def _items_in_csv(path: Path) -> list[_Item]:
             image = path.parent / fields[0].strip()
             names = tuple(dict.fromkeys(name.strip() for name in fields[1].split("|") if name.strip()))
             if not names:
-                raise GwsssError(f"{where}: image {image} has no label; add a class or take the line out")
+                on_fault(GwsssError(f"{where}: image {image} has no label; add a class or take the line out"))
             if image in seen:
                 raise GwsssError(f"{where}: image {image} is named twice, first in {seen[image]}")
             seen[image] = where
-            if not image.is_file():
-                missing.append(f"{where}: {image}")
-            items.append(_Item(image, names, where))
+            items.append(_Item(image, names, where, image.is_file()))
     except csv.Error as error:
         raise GwsssError(f"{path}, line {reader.line_num}: {error}") from error
+    missing = [f"{item.where}: {item.image}" for item in items if not item.exists]
     if missing:
-        raise MissingFilesError(missing)
+        on_fault(MissingFilesError(missing))
     if not items:
         raise GwsssError(f"CSV file {path} names no image")
     return items
@@ -236,7 +237,10 @@ def _assemble(
                 name, item.image, masks.find(item.image, name), saliencies.find(item.image, name), labels, item.where
             )
         )
-    learned, validated = records[: len(training)], records[len(training) :]
+    existing = [(record, item.exists) for record, item in zip(records, items, strict=True)]
+    learned, validated = (
+        [record for record, exists in part if exists] for part in (existing[: len(training)], existing[len(training) :])
+    )
     with_masks = [record for record in learned if record.mask is not None]
     splits = {"train": with_masks, "train_aug": learned, "val": validated}
     return DataSet(

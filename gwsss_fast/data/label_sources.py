@@ -12,7 +12,7 @@ import numpy as np
 from gwsss_fast.data.images import IGNORE, read_mask
 from gwsss_fast.data.label_files import read_cls_labels
 from gwsss_fast.data.lists import ListEntry
-from gwsss_fast.data.records import Record
+from gwsss_fast.data.records import OnFault, Record, raise_fault
 from gwsss_fast.errors import GwsssError
 
 
@@ -97,36 +97,52 @@ def from_xml(folder: Path, classes: tuple[str, ...]) -> LabelSource:
 
 
 def label_records(
-    records: Sequence[Record], sources: Iterable[LabelSource], *, list_path: Path, required: bool
+    records: Sequence[Record],
+    sources: Iterable[LabelSource],
+    *,
+    list_path: Path,
+    required: bool,
+    on_fault: OnFault = raise_fault,
 ) -> tuple[Record, ...]:
     """The records with the labels of the first source that knows them all.
 
-    When `required`, raises GwsssError if there is no such source or an image has no label at all; otherwise such
-    images keep an empty tuple.
+    When `required`, it is a fault if there is no such source or an image has no label at all; such images keep an
+    empty tuple. So do those whose labels cannot be read, always a fault.
     """
     failures = []
     for source in sources:
-        labels = [_look_up(source, record) for record in records]
-        missing = [record.id for record, found in zip(records, labels, strict=True) if found is None]
+        labels = look_up(source, records, on_fault)
+        missing = [record.id for record in records if labels.get(record.id, ()) is None]
         if missing:
             failures.append(f"{source.where} lacks {missing[0]}" + _more(missing))
             continue
-        empty = [record.id for record, found in zip(records, labels, strict=True) if not found]
+        empty = [record.id for record in records if labels.get(record.id) == ()]
         if empty and required:
-            raise GwsssError(
-                f"image {empty[0]}{_more(empty)} of {list_path} has no label in {source.where}; "
-                f"add its labels or take it off the list"
+            on_fault(
+                GwsssError(
+                    f"image {empty[0]}{_more(empty)} of {list_path} has no label in {source.where}; "
+                    f"add its labels or take it off the list"
+                )
             )
-        return tuple(replace(record, labels=found or ()) for record, found in zip(records, labels, strict=True))
+        return tuple(replace(record, labels=labels.get(record.id) or ()) for record in records)
     if required:
         reasons = "; ".join(failures) or "nothing gives any, neither lists nor cls_labels.npy, masks or annotations"
-        raise GwsssError(f"no image-level labels for {list_path}: {reasons}; put them in the list: id c1 c2 ...")
+        on_fault(GwsssError(f"no image-level labels for {list_path}: {reasons}; put them in the list: id c1 c2 ..."))
     return tuple(records)
 
 
-def _look_up(source: LabelSource, record: Record) -> tuple[int, ...] | None:
-    with record.located():
-        return source.lookup(record)
+def look_up(
+    source: LabelSource, records: Iterable[Record], on_fault: OnFault = raise_fault
+) -> dict[str, tuple[int, ...] | None]:
+    """What a source gives each image, by id; images whose labels cannot be read are faults and left out."""
+    labels = {}
+    for record in records:
+        try:
+            with record.located():
+                labels[record.id] = source.lookup(record)
+        except GwsssError as error:
+            on_fault(error)
+    return labels
 
 
 def _more(items: Sequence[str]) -> str:

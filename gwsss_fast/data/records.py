@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from gwsss_fast.errors import GwsssError
+
+OnFault = Callable[[GwsssError], None]  # told of a fault that one image or source of labels can be left out for
+
+
+def raise_fault(error: GwsssError) -> None:
+    """The usual OnFault: nothing is left out."""
+    raise error
 
 
 @dataclass(frozen=True)

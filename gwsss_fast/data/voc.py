@@ -11,7 +11,7 @@ from gwsss_fast.data.class_names import VOC_CLASSES, find_classes, looks_like_vo
 from gwsss_fast.data.images import ImageFolder, open_saliency
 from gwsss_fast.data.label_sources import LabelSource, label_records
 from gwsss_fast.data.lists import ListEntry, read_list
-from gwsss_fast.data.records import DataSet, MissingFilesError, Record, Split
+from gwsss_fast.data.records import DataSet, MissingFilesError, OnFault, Record, Split, raise_fault
 from gwsss_fast.errors import GwsssError
 
 LABEL_KINDS = ("auto", "list", "cls_labels", "masks", "xml")
@@ -29,7 +29,8 @@ _SBD_FOLDERS = ("cls", "SBD/cls", "SBD/dataset/cls", "sbd/cls", "benchmark_RELEA
 class VocFolder:
     """A folder of VOC layout, its files listed once.
 
-    Raises GwsssError when the folder lacks images or lists, or when nothing names the classes.
+    Raises GwsssError when the folder lacks images or lists, or when nothing names the classes. `on_fault` is told of
+    missing files and of labels that lack or cannot be read; where it does not raise, they are left out.
     """
 
     def __init__(
@@ -42,8 +43,9 @@ class VocFolder:
         val_list: str | Path | None = None,
         labels: str | Path = "auto",
         saliency: str | Path | None = None,
+        on_fault: OnFault = raise_fault,
     ) -> None:
-        self.root = root
+        self.root, self._on_fault = root, on_fault
         self._images = ImageFolder(root / "JPEGImages")
         if not len(self._images):
             raise GwsssError(f"{root / 'JPEGImages'} holds no image; expected {EXPECTED}")
@@ -63,30 +65,38 @@ class VocFolder:
         self.classes = classes
 
     def dataset(self, layout: str = "voc") -> DataSet:
-        """All splits that have a list. Raises GwsssError as `split` does."""
+        """All splits that have a list."""
         return DataSet(self.root, layout, self.classes, {name: self.split(name) for name in self.lists})
 
     def split(self, name: str) -> Split:
-        """The labelled records of the split `name`. Raises GwsssError for missing files, masks or labels."""
+        """The labelled records of the split `name`. Missing files, masks and labels are faults."""
         path, entries = self.lists[name], self._entries[name]
         records = self._records(path, entries)
-        lacking = [entry for entry, record in zip(entries, records, strict=True) if record.mask is None]
-        if name != "train_aug" and 0 < len(lacking) < len(entries):
-            raise GwsssError(
-                f"{path}, line {lacking[0].line}: image {lacking[0].id} has no mask in "
-                f"{' or '.join(str(folder.path) for folder in self._masks[:2])} while others on the list have one "
-                f"({len(lacking)} without); add it or take the image off the list"
+        lacking = {record.id for record in records if record.mask is None}
+        if name != "train_aug" and 0 < len(lacking) < len(records):
+            first = next(entry for entry in entries if entry.id in lacking)
+            self._on_fault(
+                GwsssError(
+                    f"{path}, line {first.line}: image {first.id} has no mask in "
+                    f"{' or '.join(str(folder.path) for folder in self._masks[:2])} while others on the list have one "
+                    f"({len(lacking)} without); add it or take the image off the list"
+                )
             )
-        wanted, required = self.sources(name, self.labels), name != "val"
-        return Split(name, self.classes, label_records(records, wanted, list_path=path, required=required))
+        wanted, required = self.sources(name, self.labels, self._on_fault), name != "val"
+        labelled = label_records(records, wanted, list_path=path, required=required, on_fault=self._on_fault)
+        return Split(name, self.classes, labelled)
 
-    def sources(self, name: str, kind: str = "auto") -> Iterator[LabelSource]:
+    def sources(self, name: str, kind: str = "auto", on_fault: OnFault = raise_fault) -> Iterator[LabelSource]:
         """What gives labels for the split `name`, the most trusted first; opened one by one, and of one kind if asked.
 
-        Raises GwsssError when one cannot be read.
+        A source that cannot be read is a fault.
         """
         for found, open_source in self._candidates(name):
-            source = open_source() if kind in ("auto", found) else None
+            try:
+                source = open_source() if kind in ("auto", found) else None
+            except GwsssError as error:
+                on_fault(error)
+                continue
             if source is not None:
                 yield source
 
@@ -150,7 +160,7 @@ class VocFolder:
             where = self._listed.setdefault(image, f"{path}, line {entry.line}")
             records.append(Record(entry.id, image, self._mask(entry), self._saliency.find(entry.id), where=where))
         if missing:
-            raise MissingFilesError(missing)
+            self._on_fault(MissingFilesError(missing))
         return records
 
     def _image(self, entry: ListEntry) -> Path:

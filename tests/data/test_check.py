@@ -69,9 +69,92 @@ def test_broken_files_are_all_named(voc, capsys):
         assert all(part in fault for part in parts)
     assert check_data.main([str(voc)]) == 2
     printed = capsys.readouterr()
-    assert "files that cannot be used: 5" in printed.out
+    assert "files or labels that cannot be used: 5" in printed.out
     assert printed.err.count("\n") == 1
     assert "(and 4 more)" in printed.err
+
+
+def test_all_that_can_be_known_is_printed(voc, capsys):
+    write_list(voc, "train", "x", "gone1", "y", "gone2")
+    write_list(voc, "train_aug", "y", "z", "gone2")
+    np.save(voc / "cls_labels.npy", {"x": np.array([1, 1, 0])})
+    (voc / "JPEGImages" / "x.jpg").write_bytes(b"")
+    add_mask(voc, "y", np.full((6, 8), 9).tolist())
+    add_mask(voc, "z", [[0, 2]])
+    report = check_dataset(voc)
+    assert [(split.name, split.images, split.per_class.tolist()) for split in report.splits] == [
+        ("train", 2, [1, 0, 0]),
+        ("train_aug", 2, [0, 1, 0]),
+        ("val", 1, [0, 0, 1]),
+    ]
+    assert [line.rpartition("Segmentation/")[2].partition(":")[0] for line in report.missing] == [
+        "train.txt, line 2",
+        "train.txt, line 4",
+        "train_aug.txt, line 3",
+    ]
+    assert len(report.faults) == 3
+    assert {(d.split, d.first, d.second, d.images) for d in report.differences} == {
+        ("train", "cls_labels.npy", "masks", 1),
+        ("val", "val.txt", "masks", 1),
+    }
+    assert check_data.main([str(voc)]) == 2
+    printed = capsys.readouterr()
+    assert "layout voc, 3 classes" in printed.out
+    assert "missing files: 3" in printed.out
+    assert "files or labels that cannot be used: 3" in printed.out
+    for fault in (
+        "train.txt, line 1: image ",
+        "train.txt, line 3: mask ",
+        "z.png has 2x1 pixels",
+        "train: cls_labels.npy and masks differ in 1 of 1 images",
+    ):
+        assert fault in printed.out
+    assert "train.txt, line 2: " in printed.err
+    assert "does not exist; add the file or take it off the list (and 5 more)" in printed.err
+
+
+def test_labels_that_cannot_be_read_are_a_fault_only_where_they_are_needed(voc, capsys):
+    (voc / "cls_labels.npy").write_text("rubbish")
+    report = check_dataset(voc)
+    assert (len(report.faults), len(report.unread)) == (0, 1)
+    write_list(voc, "train", "x", "y")
+    report = check_dataset(voc)
+    assert (len(report.faults), len(report.unread)) == (1, 0)
+    assert "cls_labels.npy is not a dictionary" in report.faults[0]
+    assert report.splits[0].per_class.tolist() == [1, 1, 0]  # those of the masks
+    report = check_dataset(voc, labels="masks")
+    assert (len(report.faults), len(report.unread)) == (0, 1)
+    for name in "xyz":
+        (voc / "SegmentationClass" / f"{name}.png").unlink()
+    assert check_data.main([str(voc)]) == 2
+    printed = capsys.readouterr()
+    assert "images" in printed.out
+    assert "no image-level labels for" in printed.out
+
+
+def test_images_without_a_label_are_counted(voc, capsys):
+    write_list(voc, "train", "x 0", "y")
+    assert check_data.main([str(voc)]) == 2
+    printed = capsys.readouterr()
+    assert "layout voc, 3 classes" in printed.out
+    assert "image y of " in printed.err
+    assert "has no label" in printed.err
+
+
+def test_a_csv_that_names_missing_images(tmp_path, capsys):
+    add_mask(tmp_path, "x", [[3, 0]], "masks")
+    Image.new("RGB", (2, 1)).save(tmp_path / "x.png")
+    Image.new("RGB", (2, 1)).save(tmp_path / "y.png")
+    (tmp_path / "train.csv").write_text("x.png,c\ngone.png,a|b\ny.png,\n")
+    report = check_dataset(tmp_path)
+    assert report.data.classes == ("a", "b", "c")
+    assert [(split.name, split.images) for split in report.splits] == [("train", 1), ("train_aug", 2)]
+    assert (len(report.missing), len(report.faults), len(report.differences)) == (1, 1, 0)
+    assert check_data.main([str(tmp_path)]) == 2
+    assert "train.csv, line 2: " in capsys.readouterr().err
+    (tmp_path / "train.csv").write_text("gone.png,a\n")
+    assert check_data.main([str(tmp_path)]) == 2
+    assert "missing files: 1" in capsys.readouterr().out
 
 
 def test_label_differences(voc):
