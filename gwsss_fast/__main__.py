@@ -2,7 +2,10 @@
 
 import sys
 
-from gwsss_fast.cli import main
+try:
+    from gwsss_fast.cli import main
+except KeyboardInterrupt:  # imports take seconds
+    sys.exit(130)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,8 +15,8 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from gwsss_fast.config import Config, absolute_paths, check, closest, differences, load_config, read_config
 from gwsss_fast.data.check import verify_files
@@ -51,11 +51,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"error: unknown verb {arguments[0]!r}{closest(verb, list(VERBS))}", file=sys.stderr)
         return BAD_INPUT
-    return importlib.import_module(f"gwsss_fast.{VERBS[verb]}").main(arguments[1:]) or 0
+    try:
+        command = importlib.import_module(f"gwsss_fast.{VERBS[verb]}")
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return command.main(arguments[1:]) or 0
 
 
 def run(body: Callable[[], None]) -> int:
     """Call `body`; bad input and a refusing disk become one line on stderr and status 2, Ctrl-C becomes 130."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of classes and files, on a terminal without letters
     try:
         body()
     except GwsssError as error:
@@ -210,6 +216,8 @@ def print_summary(run: Run) -> None:
         f"{'report' if report.is_file() else 'run'}: {report if report.is_file() else run.folder}",
         highlight=False,
         soft_wrap=True,
+        markup=False,
+        emoji=False,
     )
 
 
@@ -232,7 +240,7 @@ def summary(metrics: dict[str, Any]) -> Table:
     if segmentation:
         table.add_row("[bold]segmentation on val", f"[bold]{_percent(segmentation['miou'])}", "")
         for name, value in segmentation["iou"].items():
-            table.add_row(f"  {escape(name)}", _percent(value), "")
+            table.add_row(Text(f"  {name}"), _percent(value), "")
     return table
 
 
@@ -240,14 +248,14 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def peek(arguments: Sequence[str], option: str) -> str | None:
-    """The value of an option before all of them are parsed."""
-    for number, item in enumerate(arguments):
-        if item == option and number + 1 < len(arguments):
-            return arguments[number + 1]
-        if item.startswith(f"{option}="):
-            return item.partition("=")[2]
-    return None
+def peek(arguments: Sequence[str], *names: str) -> str | None:
+    """The value of an option, by any of its names, before all of them are parsed; the last one where it is repeated."""
+    value = None
+    for item, following in zip(arguments, [*arguments[1:], None], strict=True):
+        name, equals, text = item.partition("=")
+        if name in names:
+            value = text if equals else following or value
+    return value
 
 
 def option_names(values: Any, prefix: str = "") -> list[str]:
@@ -271,10 +279,14 @@ def _value(item: str) -> str:
 
 
 def _problem(text: str, values: Any) -> str:
-    """What tyro prints in a box, as one line: the part above its rule, and the nearest option to an unknown one."""
+    """What tyro prints in a box, as one line: the part above its rule, and the nearest option to an unknown one.
+
+    Where the terminal takes ASCII alone the box has no sides, and a rule of dashes under its title too.
+    """
     lines = [re.sub(r"^[│╭╰ ]+|[│╮╯ ]+$", "", line) for line in text.splitlines()[1:]]
-    rule = next((i for i, line in enumerate(lines) if re.fullmatch("─+", line)), len(lines))
-    problem = " ".join(line for line in lines[:rule] if line).rstrip(".")
+    parts = re.split("^[─-]{3,}$", "\n".join(lines), flags=re.MULTILINE)
+    problem = " ".join(next((part for part in parts if part.strip()), "").split()).rstrip(".")
+    problem = re.sub(r"^Missing from .*?: [A-Z]+ (.*) \(required\)$", r"missing: \1", problem)
     unknown = re.search(r"(?<=Unrecognized options: )--[^\s,=]+", problem)
     if unknown is None:
         return problem

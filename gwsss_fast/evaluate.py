@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from gwsss_fast import cli
 from gwsss_fast.cam import Sweeps, score_validation_maps
@@ -68,11 +69,20 @@ def _command(arguments: Sequence[str]) -> None:
     split = data.splits.get(options.split)
     if split is None:
         raise GwsssError(f"{data.root} has no split {options.split}; it has {', '.join(data.splits)}")
-    unmasked = next((record for record in split.records if record.mask is None), None)
-    if unmasked is not None:
-        raise GwsssError(f"{unmasked.id} of split {options.split} has no mask to score against")
+    split = with_masks(split)
     table = score_maps(split, options) if options.cams else score_masks(split, options)
     Console().print(table)
+
+
+def with_masks(split: Split) -> Split:
+    """The images of `split` that have a mask to score against. Raises GwsssError when none has."""
+    known = [number for number, record in enumerate(split.records) if record.mask is not None]
+    if not known:
+        raise GwsssError(f"no image of split {split.name} has a mask to score against")
+    if len(known) < len(split):
+        words = f"{len(known)} of the {len(split)} images of split {split.name} have masks; only they are scored"
+        print(words, file=sys.stderr)
+    return split.subset(known)
 
 
 def evaluate(run: Run) -> None:
@@ -142,7 +152,7 @@ def score_maps(split: Split, options: Arguments) -> Table:
     sweeps = Sweeps(len(split.classes))
     for record, path in zip(split.records, files, strict=True):
         sweeps.update(load_maps(path), record)
-    table = Table("maps", "mIoU %", "best threshold", title=f"{options.cams} on {split.name} ({len(split)} images)")
+    table = Table("maps", "mIoU %", "best threshold", title=_title(options.cams, split))
     metrics = sweeps.metrics()
     for name, scores in metrics.items():
         table.add_row(name, f"{scores['miou']:.2f}", f"{scores['best_threshold']:.2f}")
@@ -172,13 +182,17 @@ def score_masks(split: Split, options: Arguments) -> Table:
         policy = options.ignored_prediction
         confusion += confusion_matrix(mask, _target(record, classes), classes, ignored_prediction=policy)
     metrics = mask_metrics(confusion, split.classes, options.ignored_prediction)
-    table = Table("masks", "%", title=f"{options.masks} on {split.name} ({len(split)} images)")
+    table = Table("masks", "%", title=_title(options.masks, split))
     table.add_row("mIoU", f"{metrics['miou']:.2f}")
     table.add_row(f"coverage (255 counts as {options.ignored_prediction})", f"{100 * float(np.mean(covered)):.2f}")
     table.add_row("pixel accuracy", f"{metrics['accuracy']:.2f}")
     for name, value in metrics["iou"].items():
-        table.add_row(f"  {name}", "-" if value != value else f"{value:.2f}")
+        table.add_row(Text(f"  {name}"), "-" if value != value else f"{value:.2f}")
     return table
+
+
+def _title(folder: str | None, split: Split) -> Text:
+    return Text(f"{folder} on {split.name} ({len(split)} images)", style="table.title")
 
 
 def _target(record: Record, classes: int) -> np.ndarray:

@@ -73,7 +73,7 @@ def read_arguments(arguments: Sequence[str]) -> Arguments:
     """
     preset, output = cli.peek(arguments, "--preset"), cli.peek(arguments, "--output")
     base = preset or "quick"
-    backbone = cli.peek(arguments, "--backbone") or cli.peek(arguments, "--model.backbone")
+    backbone = cli.peek(arguments, "--backbone", "--model.backbone")
     if preset is None and output is not None and "--resume" in arguments:
         stored = Path(output) / "config.yaml"
         base = str(stored) if stored.is_file() else base

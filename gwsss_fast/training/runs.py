@@ -154,7 +154,7 @@ class Run:
 
     def note(self, text: str) -> None:
         """One line to the person at the terminal."""
-        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def checkpoint_record(run: Run, initialised_from: dict[str, str]) -> dict[str, Any]:
