@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from gwsss_fast import cli
+from gwsss_fast.config import differences
 from gwsss_fast.data.dataset import Record, Split
 from gwsss_fast.data.images import read_mask, read_size
 from gwsss_fast.data.samplers import GroupSampler
@@ -36,7 +37,7 @@ class Arguments(cli.StageArguments):
     """Make class activation maps."""
 
     format: Literal["irn", "seam", "oaa"] = "irn"
-    """Also write the maps in this format, into RUN/cams-FORMAT."""
+    """Also write the maps in this format, into RUN/cams-FORMAT; maps that are complete are not made again for it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,10 +47,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _command(arguments: Sequence[str]) -> None:
     options, run = cli.open_stage(Arguments, "cam", arguments)
-    cli.run_stage(run, "cam", make_maps)
+    if options.format == "irn" or not up_to_date(run):
+        cli.run_stage(run, "cam", make_maps)
     if options.format != "irn":
         convert(run, options.format)
     cli.print_summary(run)
+
+
+def up_to_date(run: Run) -> bool:
+    """Whether the run's maps are those that its classifier would make with these options."""
+    if run.checkpoint is not None or not run.complete("cam"):
+        return False
+    return not any(key.startswith("cam.") for key in differences(cli.stored_config(run.folder), run.config))
 
 
 def make_maps(run: Run, resume: bool = False) -> None:

@@ -13,7 +13,7 @@ from gwsss_fast.config import load_config
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.labels.interchange import load_maps
 from gwsss_fast.training.checkpoints import load_checkpoint
-from tests.command_line import FAST, STAGES, metrics, run_train
+from tests.command_line import FAST, STAGES, fails, metrics, run_train
 
 
 @pytest.fixture(autouse=True)
@@ -169,6 +169,50 @@ def test_single_stages_from_a_run_folder(copied: tuple[Path, Path]) -> None:
     assert (run / "segmenter" / "last.pt").read_bytes() != segmenter_before
 
 
+def test_complete_maps_are_converted_and_not_made_again(
+    copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, run = copied
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr(cam, "run_maps", None)
+        assert cam.main(["--run", str(run), "--format", "oaa"]) == 0
+        assert cam.main(["--run", str(run), "--format", "seam", "--threads", "1"]) == 0
+    assert len(list((run / "cams-seam").iterdir())) == len(list((run / "cams").iterdir())) == 10
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before} == before
+    path = next((run / "cams").iterdir())
+    path.unlink()
+    assert cam.main(["--run", str(run), "--format", "seam"]) == 0
+    assert path.is_file()
+
+
+def test_images_without_masks_are_left_out_of_the_score(
+    finished: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored, run = finished
+    data = shutil.copytree(stored, tmp_path / "data")
+    lists = data / "ImageSets/Segmentation"
+    ids = (lists / "train_aug.txt").read_text().split()
+    for path in data.glob("SegmentationClass*/*.png"):
+        if path.stem not in ids[:3]:
+            path.unlink()
+    (lists / "train.txt").write_text("\n".join(ids[:3]))
+    for kind in ("cams", "masks"):
+        folder = str(run / {"cams": "cams", "masks": "pseudo"}[kind])
+        assert evaluate.main(["--data", str(data), f"--{kind}", folder]) == 0
+        whole = capsys.readouterr()
+        assert evaluate.main(["--data", str(data), f"--{kind}", folder, "--split", "train_aug"]) == 0
+        part = capsys.readouterr()
+        assert "3 of the 10 images of split train_aug have masks" in part.err
+        assert not whole.err
+        rows, of_all = ([line for line in out.splitlines() if "│" in line] for out in (part.out, whole.out))
+        assert rows == of_all
+    (lists / "train.txt").unlink()
+    for path in data.glob("SegmentationClass*/*.png"):
+        path.unlink()
+    fails(capsys, evaluate.main(["--data", str(data), "--masks", folder, "--split", "train_aug"]), "no image", "mask")
+
+
 def test_maps_from_a_checkpoint_alone(finished: tuple[Path, Path], tmp_path: Path) -> None:
     _, run = finished
     checkpoint, output = run / "classifier" / "last.pt", tmp_path / "maps"
@@ -218,6 +262,14 @@ def test_verbs(capsys: pytest.CaptureFixture[str]) -> None:
             cli.main([verb, "--help"])
         assert not end.value.code
         assert "--data" in capsys.readouterr().out
+
+
+def test_ctrl_c_while_a_command_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.importlib, "import_module", pressed)
+    assert cli.main(["train"]) == 130
 
 
 def test_an_unexpected_error_is_not_swallowed() -> None:
