@@ -21,12 +21,53 @@ def _encode(text: str, encoding: str = "") -> bytes:
     return text.encode("latin1")
 
 
+class _Type:
+    """A type of numbers, text or objects without the flags that a file may give it.
+
+    By flags of its own a file could have bytes taken for pointers to objects.
+    """
+
+    def __init__(self, name: str, *_: Any) -> None:
+        self.dtype = np.dtype(name)
+        if self.dtype.kind not in "biufcSUO":
+            raise pickle.UnpicklingError(f"it asks for arrays of {self.dtype}, which is refused")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array(np.ndarray):
+    """An array that takes its type from a _Type."""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:  # type: ignore[override]
+        version, shape, kind, fortran, content = state
+        super().__setstate__((version, shape, _plain(kind), fortran, content))  # type: ignore[misc]
+
+
+def _plain(kind: Any) -> np.dtype[Any]:
+    if not isinstance(kind, _Type):
+        raise pickle.UnpicklingError(f"it asks for an array of {kind!r}, which is refused")
+    return kind.dtype
+
+
+def _reconstruct(*_: Any) -> np.ndarray:
+    """An array that is filled by its __setstate__."""
+    return _Array(0, np.uint8)
+
+
+def _scalar(kind: Any, content: Any) -> Any:
+    """NumPy's function for its numbers."""
+    content = content.encode("latin1") if isinstance(content, str) else content
+    return _from_buffer(content, kind, (1,), "C")[0]
+
+
 def _from_buffer(
-    buffer: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], order: Any, axes: tuple[int, ...] | None = None
+    buffer: bytes, kind: Any, shape: tuple[int, ...], order: Any, axes: tuple[int, ...] | None = None
 ) -> np.ndarray:
-    """NumPy's function for arrays in protocol 5, for numbers alone: bytes must never become pointers to objects."""
-    if dtype.kind not in "biufc":
-        raise pickle.UnpicklingError(f"it asks for an array of {dtype} from bytes, which is refused")
+    """NumPy's function for arrays in protocol 5, which refuses objects."""
+    dtype = _plain(kind)
+    if dtype.kind == "O":
+        raise pickle.UnpicklingError("it asks for objects from bytes, which is refused")
     array = np.frombuffer(buffer, dtype)
     if order == "K" and axes is not None:
         return array.reshape(shape).transpose(axes)
@@ -36,13 +77,13 @@ def _from_buffer(
 _PLAIN = (dict, list, tuple, set, frozenset, str, bytes, int, float, bool, complex)
 _ALLOWED: dict[tuple[str, str], Any] = {
     **{(module, kind.__name__): kind for kind in _PLAIN for module in ("builtins", "__builtin__")},  # Python 3 and 2
-    # The functions have moved between versions of NumPy; what they build tells where they are now.
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0] for core in ("core", "_core")},
-    **{(f"numpy.{core}.multiarray", "scalar"): np.float32(0).__reduce__()[0] for core in ("core", "_core")},
+    # The functions have moved between versions of NumPy.
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
     ("_codecs", "encode"): _encode,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy", "ndarray"): object,  # only ever handed to _reconstruct
+    ("numpy", "dtype"): _Type,
     ("collections", "OrderedDict"): OrderedDict,
 }
 
@@ -62,7 +103,7 @@ def load_pickled_dict(path: str | Path) -> dict[Any, Any]:
             value = value.item()
         if not isinstance(value, dict):
             raise ValueError(f"it holds a value of type {type(value).__name__}")
-        return {key: item.numpy() if isinstance(item, torch.Tensor) else item for key, item in value.items()}
+        return {key: _as_array(item) for key, item in value.items()}
     except FileNotFoundError as error:
         raise GwsssError(f"label file {path} does not exist") from error
     except Exception as error:  # a broken pickle raises almost anything
@@ -83,6 +124,12 @@ def read_cls_labels(path: str | Path) -> dict[str, np.ndarray]:
         if vector.size != length or vector.dtype.kind not in "buif" or not np.isin(vector, (0, 1)).all():
             raise GwsssError(f"{path}: the entry of {image} is not a vector of {length} zeros and ones")
     return {image: vector.ravel().astype(np.uint8) for image, vector in labels.items()}
+
+
+def _as_array(item: Any) -> Any:
+    if isinstance(item, torch.Tensor):
+        return item.numpy()
+    return np.asarray(item) if isinstance(item, _Array) else item
 
 
 def _image_id(key: Any) -> str:

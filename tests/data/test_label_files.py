@@ -146,6 +146,22 @@ def test_values_of_every_protocol(tmp_path, protocol):
     assert (loaded["one"], loaded["bytes"]) == (saved["one"], saved["bytes"])
 
 
+@pytest.mark.parametrize("flags", [0, 63])
+@pytest.mark.parametrize("function", ["array", "buffer", "scalar"])
+def test_bytes_never_become_objects(tmp_path, flags, function):
+    kind = Payload(np.dtype, "O", False, True)
+    kind.call += ((3, "|", None, None, None, -1, -1, flags),)  # without its flags NumPy takes this type for numbers
+    if function == "array":
+        payload = Payload(np.empty(0).__reduce__()[0], np.ndarray, (0,), b"b")
+        payload.call += ((1, (1,), kind, False, bytes(8)),)
+    elif function == "buffer":
+        payload = Payload(_frombuffer, bytes(8), kind, (1,), "C")
+    else:
+        payload = Payload(np.float32(0).__reduce__()[0], kind, bytes(8))
+    with pytest.raises(GwsssError, match=r"x\.npy is not a dictionary"):
+        load_pickled_dict(save_pickle(tmp_path / "x.npy", pickle.dumps({"x": payload}, 2)))
+
+
 @pytest.mark.parametrize("protocol", [2, 5])
 def test_maps_of_other_projects(tmp_path, protocol):
     maps = np.random.default_rng(0).random((2, 3, 4), np.float32)
