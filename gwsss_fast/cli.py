@@ -251,7 +251,7 @@ def _percent(value: float | None) -> str:
 def peek(arguments: Sequence[str], *names: str) -> str | None:
     """The value of an option, by any of its names, before all of them are parsed; the last one where it is repeated."""
     value = None
-    for item, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for item, following in zip(arguments, [*arguments[1:], None], strict=False):
         name, equals, text = item.partition("=")
         if name in names:
             value = text if equals else following or value

@@ -83,8 +83,8 @@ def check_background(run: Run) -> str:
     lacking = [record for record in records if record.saliency is None]
     if rule == "saliency" and lacking and run.config.pseudo.missing_saliency == "error":
         raise GwsssError(
-            f"{lacking[0].image} has no saliency map ({len(lacking)} of {len(records)} images); name their folder with "
-            "--data.saliency, choose --pseudo.background threshold or alpha, or set --pseudo.missing-saliency threshold"
+            f"{lacking[0].image} has no saliency map ({len(lacking)} of {len(records)} images); add one to the data "
+            "set, choose --pseudo.background threshold or alpha, or set --pseudo.missing-saliency threshold"
         )
     return rule
 

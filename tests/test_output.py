@@ -97,3 +97,5 @@ def test_of_an_option_that_is_given_twice_the_last_one_counts() -> None:
     assert options.config == load_config("quick")
     with pytest.raises(GwsssError, match="nosuch"):
         train.read_arguments(["--preset", "quick", "--preset", "nosuch"])
+    assert train.read_arguments([]).preset == "quick"
+    assert cli.peek(["--preset"], "--preset") is None
