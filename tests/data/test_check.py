@@ -209,7 +209,7 @@ def test_all_missing_files_are_listed(voc, capsys):
         (["{}", "--labels", "guess"], "unknown source of labels 'guess'"),
         (["{}", "--layout", "coco"], "layout"),
         (["{}", "--val-list", "nowhere.txt"], "image list nowhere.txt does not exist"),
-        ([], "STR"),
+        ([], "missing: Folder of the data set"),
     ],
 )
 def test_one_clear_message(voc, capsys, arguments, message):
