@@ -238,7 +238,10 @@ def test_a_file_without_a_base_has_the_schedule_of_the_paper(tmp_path: Path) -> 
     (body,) = blocks(ROOT / "docs" / "own-images.md", "yaml")
     (tmp_path / "my_images.yaml").write_text(body)
     departing = differences(load_config("paper"), load_config(tmp_path / "my_images.yaml"))
-    assert {key for key in departing if key.startswith("classifier.")} == {"classifier.groups"}
+    assert {key for key in departing if key.startswith("classifier.")} == {
+        "classifier.groups",
+        "classifier.loss_weights",
+    }
 
 
 def plain(value: Any) -> Any:
