@@ -36,8 +36,9 @@ for shape in ((0, 4, 4), (3, 0, 4)):
     image = torch.zeros(*shape[1:], 3, dtype=torch.uint8)
     try:
         torch.ops.gwsss_fast_native.dense_crf(torch.zeros(shape), image, *widths.values())
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         pass
+torch.ops.gwsss_fast_native.dense_crf_forget()
 print("clean")
 """
 
@@ -64,7 +65,7 @@ def test_sanitizers_have_nothing_to_say() -> None:
     ensure = "from gwsss_fast.native import library; library.ensure()"
     subprocess.run([sys.executable, "-c", ensure], env=environment, cwd=ROOT, check=True)
     environment |= {"LD_PRELOAD": os.pathsep.join(preload), "ASAN_OPTIONS": "detect_leaks=0"}
-    for instructions in ("avx512", "avx2", "baseline"):
+    for instructions in ("avx512", "baseline"):
         environment["GWSSS_CPU"] = instructions
         done = subprocess.run(
             [sys.executable, "-c", CODE], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
