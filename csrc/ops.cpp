@@ -63,9 +63,14 @@ STABLE_TORCH_LIBRARY(gwsss_fast_native, library) {
   library.def(
       "dense_crf_backward(Tensor grad, Tensor prob, Tensor image, float sxy_gaussian, float w_gaussian, "
       "float sxy_bilateral, float srgb, float w_bilateral, int iterations) -> Tensor");
+  library.def("dense_crf_forget() -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gwsss_fast_native, CPU, library) {
   library.impl("dense_crf", TORCH_BOX(&dense_crf));
   library.impl("dense_crf_backward", TORCH_BOX(&dense_crf_backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(gwsss_fast_native, CompositeExplicitAutograd, library) {
+  library.impl("dense_crf_forget", TORCH_BOX(&gwsss_fast::dense_crf_forget));
 }

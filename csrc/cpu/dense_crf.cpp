@@ -23,6 +23,7 @@ namespace {
 constexpr float kSmallest = 1e-5f;           // probabilities are clipped to [kSmallest, 1]
 constexpr int64_t kLeastRows = 4096;           // vertices of a lattice that a thread takes at least
 constexpr size_t kMostKept = size_t{1} << 28;  // bytes of lattices kept for a next call
+constexpr size_t kMostOfAKind = 2;           // lattices of positions, and of colours, kept
 
 // Lattices of the last calls. One of positions serves every image of its size; one of colours the same image again,
 // as when two presets share its widths.
@@ -43,10 +44,11 @@ class Cache {
       entry.image.assign(features.image, features.image + 3 * features.height * features.width);
     const std::lock_guard<std::mutex> guard(mutex_);
     entries_.push_front(std::move(entry));
-    size_t bytes = 0, number = 0;
-    for (auto it = entries_.begin(); it != entries_.end(); ++number) {
+    size_t bytes = 0, number[2] = {};  // of lattices of positions and of colours
+    for (auto it = entries_.begin(); it != entries_.end();) {
       bytes += it->lattice->bytes();
-      it = number > 0 && (bytes > kMostKept || number >= 8) ? entries_.erase(it) : std::next(it);
+      const bool many = ++number[it->features.dimensions > 2] > kMostOfAKind;
+      it = it != entries_.begin() && (many || bytes > kMostKept) ? entries_.erase(it) : std::next(it);
     }
     return lattice;
   }
@@ -215,8 +217,8 @@ class MeanField {
         int64_t begin = 0;
         for (int64_t part = 1; part <= parts; ++part) {
           const auto cut = static_cast<int32_t>(kernel.lattice->vertices * part / parts);
-          const int64_t end =
-              part == parts ? sweep.levels : std::lower_bound(sweep.level, sweep.level + sweep.levels, cut) - sweep.level;
+          const int64_t found = std::lower_bound(sweep.level, sweep.level + sweep.levels, cut) - sweep.level;
+          const int64_t end = part == parts ? sweep.levels : found;
           if (end > begin) tasks.push_back({sweep, begin, end});
           begin = end;
         }
@@ -224,7 +226,7 @@ class MeanField {
     const auto count = static_cast<int64_t>(tasks.size());
     return {count, [tasks = std::move(tasks)](int64_t i) {
               const Task& task = tasks[i];
-              Buffer<float> ring(2 * (task.sweep.ring_rows + 1) * task.sweep.width);
+              Buffer<float> ring(2 * task.sweep.slots * (task.sweep.slot_rows + 1) * task.sweep.width);
               gwsss_fast::kernels().sweep(task.sweep, task.begin, task.end, ring.data());
             }};
   }
@@ -233,12 +235,13 @@ class MeanField {
     const Lattice& lattice = *kernel.lattice;
     Sweep sweep{};
     sweep.size = lattice.size;
-    int64_t span = 1;  // levels between the first and the last blur
+    sweep.slots = 1;  // from the level that is gathered down to the lowest that the last blur reads
     for (int i = 0; i < lattice.size; ++i) {
       sweep.order[i] = transposed ? lattice.size - 1 - i : i;
-      sweep.reach[i] = lattice.reach(sweep.order[i]);
-      span += 2 * sweep.reach[i];
+      sweep.climb[i] = lattice.climb(sweep.order[i]);
+      sweep.slots += std::max(sweep.reach(i), i > 0 ? sweep.reach(i - 1) : 0);
     }
+    sweep.slots += sweep.reach(lattice.size - 1);
     sweep.levels = static_cast<int64_t>(lattice.level.size()) - 1;
     sweep.level = lattice.level.data();
     sweep.neighbour = lattice.neighbour.data();
@@ -248,10 +251,7 @@ class MeanField {
     sweep.scale = kernel.weight / (1.0f + std::ldexp(1.0f, 1 - lattice.size));  // the blur's gain
     sweep.vertex = kernel.vertex.data() + plane * kPlane * lattice.vertices;
     sweep.width = plane_width(pass_.pitch, plane);
-    int64_t rows = 1;
-    for (int64_t l = 0; l < sweep.levels; ++l)
-      rows = std::max<int64_t>(rows, sweep.level[std::min(l + span, sweep.levels)] - sweep.level[l]);
-    for (sweep.ring_rows = 1; sweep.ring_rows < rows;) sweep.ring_rows *= 2;
+    sweep.slot_rows = lattice.largest_level;
     return sweep;
   }
 

@@ -7,6 +7,7 @@
 namespace gwsss_fast {
 
 constexpr int kMaxDimensions = 5;
+constexpr int kAhead = 4;  // pixels by which rows are fetched before they are needed
 constexpr int kTile = 16;  // pixels whose labels are transposed together
 
 // Features of a pixel: (x, y) / sxy, and with 5 dimensions also (r, g, b) / srgb.
@@ -28,21 +29,24 @@ struct Coding {
   uint64_t step[kMaxDimensions + 1];  // along each direction
 };
 
-// Rows of a lattice hold one value a label. They lie in planes of kPlane labels, a cache line a row; the last plane is
-// half as wide when that is enough. So the filter works on one plane after another, as few bytes as may be at a time.
-constexpr int kPlane = 16;
+// Rows of a lattice hold one value a label. They lie in planes of kPlane labels, the last as narrow as may be: as many
+// as fit into vector registers, and a filter that takes them one after another touches fewer bytes at a time.
+constexpr int kPlane = 32;
 
 // Values a row: labels rounded up to a multiple of 8 (the rest is zero).
 inline int64_t row_pitch(int64_t labels) { return (labels + 7) / 8 * 8; }
 inline int64_t planes(int64_t pitch) { return (pitch + kPlane - 1) / kPlane; }
-inline int64_t plane_width(int64_t pitch, int64_t plane) { return pitch - plane * kPlane < kPlane ? 8 : kPlane; }
+inline int64_t plane_width(int64_t pitch, int64_t plane) {
+  const int64_t left = pitch - plane * kPlane;
+  return left < kPlane ? left : kPlane;
+}
 
 // What a pass over pixels needs of a lattice, and the rows that it reads and adds to.
 struct Edges {
   int size;                     // corners of a simplex
   int64_t vertices;             // rows of `vertex`
   int64_t strip_rows;           // rows of `strip_row`
-  const int32_t* corner;        // (pixels, size) vertices
+  const int32_t* corner;        // (pixels + kAhead, size) vertices
   const int32_t* strip_corner;  // (pixels, size) rows of the strip
   const float* weight;          // (pixels, size)
   const float* vertex;          // filtered rows to read, plane by plane, or null
@@ -61,25 +65,31 @@ struct PixelPass {
   float* output;       // (labels, pixels): marginals in the last pass forward, gradients in that backward, or null
   float* unary;        // (pixels, pitch): logarithm of the probabilities; backward its gradient
   float* marginal;     // (pixels, pitch): written forward if not null, read backward
+
+  bool reads() const { return kernels > 0 && edges[0].vertex != nullptr; }
+  bool writes() const { return kernels > 0 && edges[0].strip_row != nullptr; }
 };
 
 // The filter of one plane. Vertices are sorted by level, one of their coordinates, which a step along a direction
-// changes by `reach` at most. So the blurs follow each other through the levels, each a few behind the last, and what
-// they pass on stays in the cache: two rings of `ring_rows` (a power of two) + 1 rows. Only the last writes vertices.
+// changes by a few. So the blurs follow each other through the levels, each a few behind the last, and what they pass
+// on stays in the cache: two rings of `slots` levels, `slot_rows` + 1 rows each. Only the last blur writes vertices.
 struct Sweep {
-  int size;                     // directions
+  int size;                       // directions
   int order[kMaxDimensions + 1];  // the direction of each blur in turn
-  int reach[kMaxDimensions + 1];  // in levels, of each blur in turn
+  int climb[kMaxDimensions + 1];  // levels by which the vertex after another one is higher, of each blur in turn
   int64_t levels;
   const int32_t* level;         // first vertex of each level, and the end
-  const int32_t* neighbour;     // (size, vertices, 2) before and after along each direction, -1 for none
+  const int32_t* neighbour;     // (size, vertices, 2) before and after along each direction, counted in their level
   const int32_t* source_start;  // first entry of each vertex in `source`, and the end
   const int32_t* source;        // rows whose sum is the vertex before the blur
   const float* strip_row;       // this plane of the strips' rows
   float scale;                  // what the sum is multiplied by
   float* vertex;                // this plane of the vertices: the result
   int64_t width;                // of this plane
-  int64_t ring_rows;
+  int64_t slots;
+  int64_t slot_rows;  // of the largest level; as a neighbour, none
+
+  int64_t reach(int blur) const { return climb[blur] < 0 ? -climb[blur] : climb[blur]; }
 };
 
 struct Kernels {

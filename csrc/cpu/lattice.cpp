@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "code_table.h"
 #include "parallel.h"
 
 namespace gwsss_fast {
@@ -17,68 +18,6 @@ constexpr int64_t kBlockWidth = 16;       // pixels
 constexpr int64_t kCuts = 16;             // parts of the vertices that threads take
 constexpr int64_t kLeastSorted = 8192;    // vertices; fewer stay in the second cache anyway
 constexpr double kLargestCoordinate = 1 << 20;  // float32 tells neighbours apart
-
-// Open addressing from codes of lattice points to numbers in the order of their first insertion.
-class Table {
- public:
-  explicit Table(size_t expected) {
-    size_t capacity = 64;
-    while (capacity < 2 * expected) capacity *= 2;
-    resize(capacity);
-  }
-
-  // The number of `code`, a new one if it is not there.
-  int32_t insert(uint64_t code) {
-    if (2 * codes_.size() >= entries_.size()) grow();
-    size_t at = slot(code);
-    while (entries_[at].number >= 0) {
-      if (entries_[at].code == code) return entries_[at].number;
-      at = (at + 1) & mask_;
-    }
-    entries_[at] = {code, static_cast<int32_t>(codes_.size())};
-    codes_.push_back(code);
-    return entries_[at].number;
-  }
-
-  // The number of `code`, or -1.
-  int32_t find(uint64_t code) const {
-    for (size_t at = slot(code); entries_[at].number >= 0; at = (at + 1) & mask_)
-      if (entries_[at].code == code) return entries_[at].number;
-    return -1;
-  }
-
-  void prefetch(uint64_t code) const { __builtin_prefetch(&entries_[slot(code)]); }
-  const std::vector<uint64_t>& codes() const { return codes_; }
-
- private:
-  struct Entry {
-    uint64_t code;
-    int32_t number;
-  };
-
-  size_t slot(uint64_t code) const { return (code * 0x9E3779B97F4A7C15ull) >> shift_; }
-
-  void resize(size_t capacity) {
-    entries_.assign(capacity, Entry{0, -1});
-    mask_ = capacity - 1;
-    shift_ = 64;
-    for (; capacity > 1; capacity /= 2) --shift_;
-  }
-
-  void grow() {
-    resize(2 * entries_.size());
-    for (size_t i = 0; i < codes_.size(); ++i) {
-      size_t at = slot(codes_[i]);
-      while (entries_[at].number >= 0) at = (at + 1) & mask_;
-      entries_[at] = {codes_[i], static_cast<int32_t>(i)};
-    }
-  }
-
-  std::vector<Entry> entries_;
-  std::vector<uint64_t> codes_;
-  size_t mask_ = 0;
-  int shift_ = 0;
-};
 
 Coding make_coding(const Features& features) {
   const int dimensions = features.dimensions, size = dimensions + 1;
@@ -149,7 +88,8 @@ class Builder {
     lattice->pixels = features.height * features.width;
     lattice->strip = order.strip;
     const int64_t entries = lattice->pixels * size_;
-    lattice->corner = Buffer<int32_t>(entries);
+    lattice->corner = Buffer<int32_t>(entries + kAhead * size_);
+    std::fill_n(lattice->corner.data() + entries, kAhead * size_, 0);
     lattice->strip_corner = Buffer<int32_t>(entries);
     lattice->weight = Buffer<float>(entries);
     codes_.resize(strips());
@@ -165,7 +105,7 @@ class Builder {
     plan.push_back({kCuts, [this](int64_t i) { find_neighbours(cut(i), cut(i + 1)); }});
     plan.push_back({kCuts, [this](int64_t i) { sum_rows(cut(i), cut(i + 1)); }});
     for (int j = 0; j < size_; ++j)
-      plan.push_back({kCuts, [this, j](int64_t i) { blur_sums(j, cut(i), cut(i + 1)); }});
+      plan.push_back({kCuts, [this, j](int64_t i) { blur_sums(j, i); }});
     plan.push_back({strips(), [this](int64_t s) { normalise(s); }});
     return plan;
   }
@@ -178,7 +118,7 @@ class Builder {
 
   // Rows and weights of the pixels of a strip.
   void build_strip(int64_t number) {
-    Table table(1024);
+    CodeTable table(1024);
     auto recent = std::make_unique<Recent>();
     std::array<uint64_t, kLocated> codes;
     std::array<uint32_t, kLocated> orders;
@@ -210,7 +150,7 @@ class Builder {
     for (const auto& strip : codes_) lattice->row.push_back(lattice->row.back() + static_cast<int64_t>(strip.size()));
     lattice->strip_rows = lattice->row.back();
     number_ = Buffer<int32_t>(lattice->strip_rows);
-    table_ = Table(lattice->strip_rows);
+    table_ = CodeTable(lattice->strip_rows);
     int64_t row = 0;
     constexpr size_t ahead = 16;
     for (const auto& strip : codes_)
@@ -222,8 +162,10 @@ class Builder {
     lattice->vertices = static_cast<int64_t>(table_.codes().size());
     place_ = Buffer<int32_t>(lattice->vertices);
     lattice->neighbour = Buffer<int32_t>(2 * size_ * lattice->vertices);
-    sum_ = Buffer<float>(lattice->vertices);
-    blurred_ = Buffer<float>(lattice->vertices);
+    for (Buffer<float>* sums : {&sum_, &blurred_}) {
+      *sums = Buffer<float>(lattice->vertices + 1);
+      (*sums)[lattice->vertices] = 0;
+    }
   }
 
   // The published code works on blocks of four features and fills the last block with zeros. The corners around zero
@@ -255,14 +197,14 @@ class Builder {
       }
       place_[v] = static_cast<int32_t>(-sum);
     }
-    std::fill(lattice->neighbour.data() + 2 * size_ * begin, lattice->neighbour.data() + 2 * size_ * end, -1);
   }
 
   // place_[number] becomes the vertex, sorted by level; lists the rows of each vertex, strip by strip.
   void sort_vertices() {
     const int64_t count = lattice->vertices;
+    in_level_ = Buffer<int32_t>(count);
     if (count < kLeastSorted) {
-      for (int64_t v = 0; v < count; ++v) place_[v] = static_cast<int32_t>(v);
+      for (int64_t v = 0; v < count; ++v) place_[v] = in_level_[v] = static_cast<int32_t>(v);
       lattice->level = {0, static_cast<int32_t>(count)};
     } else {
       const auto [least, most] = std::minmax_element(place_.data(), place_.data() + count);
@@ -272,8 +214,14 @@ class Builder {
       for (int64_t v = 0; v < count; ++v) ++lattice->level[place_[v] - lowest + 1];
       for (int64_t l = 0; l < levels; ++l) lattice->level[l + 1] += lattice->level[l];
       std::vector<int32_t> next(lattice->level.begin(), lattice->level.end() - 1);
-      for (int64_t v = 0; v < count; ++v) place_[v] = next[place_[v] - lowest]++;
+      for (int64_t v = 0; v < count; ++v) {
+        const int32_t level = place_[v] - lowest;
+        place_[v] = next[level]++;
+        in_level_[v] = place_[v] - lattice->level[level];
+      }
     }
+    for (size_t l = 0; l + 1 < lattice->level.size(); ++l)
+      lattice->largest_level = std::max(lattice->largest_level, lattice->level[l + 1] - lattice->level[l]);
     lattice->source_start = Buffer<int32_t>(count + 1);
     lattice->source = Buffer<int32_t>(lattice->strip_rows);
     std::vector<int32_t> next(count + 1, 0);
@@ -285,6 +233,7 @@ class Builder {
     std::copy(next.begin(), next.end(), lattice->source_start.data());
     for (int64_t i = 0; i < lattice->strip_rows; ++i) lattice->source[next[number_[i]]++] = static_cast<int32_t>(i);
     row_sum_ = Buffer<float>(lattice->strip_rows);
+    std::fill_n(lattice->neighbour.data(), lattice->neighbour.size(), lattice->largest_level);
   }
 
   // From rows counted strip by strip to rows of all strips, and to vertices; begins the row sums of the filter.
@@ -308,8 +257,8 @@ class Builder {
       for (int j = 0; j < size_; ++j) {
         const int32_t found = table_.find(codes[v] + coding_.step[j]);
         if (found < 0) continue;
-        neighbour[2 * (j * lattice->vertices + place_[v]) + 1] = place_[found];
-        neighbour[2 * (j * lattice->vertices + place_[found])] = place_[v];  // nobody else writes there
+        neighbour[2 * (j * lattice->vertices + place_[v]) + 1] = in_level_[found];
+        neighbour[2 * (j * lattice->vertices + place_[found])] = in_level_[v];  // nobody else writes there
       }
     }
   }
@@ -323,13 +272,21 @@ class Builder {
     }
   }
 
-  void blur_sums(int direction, int64_t begin, int64_t end) {
+  void blur_sums(int direction, int64_t cut) {
     const Buffer<float>& from = direction % 2 == 0 ? sum_ : blurred_;
     Buffer<float>& to = direction % 2 == 0 ? blurred_ : sum_;
-    for (int64_t v = begin; v < end; ++v) {
-      const int32_t* beside = lattice->neighbour.data() + 2 * (direction * lattice->vertices + v);
-      const float before = beside[0] >= 0 ? from[beside[0]] : 0, after = beside[1] >= 0 ? from[beside[1]] : 0;
-      to[v] = from[v] + 0.5f * (before + after);
+    const auto& level = lattice->level;
+    const int64_t levels = static_cast<int64_t>(level.size()) - 1;
+    for (int64_t l = levels * cut / kCuts; l < levels * (cut + 1) / kCuts; ++l) {
+      const int64_t below = std::clamp<int64_t>(l - lattice->climb(direction), 0, levels - 1);
+      const int64_t above = std::clamp<int64_t>(l + lattice->climb(direction), 0, levels - 1);
+      for (int64_t v = level[l]; v < level[l + 1]; ++v) {
+        const int32_t* beside = lattice->neighbour.data() + 2 * (direction * lattice->vertices + v);
+        // The element after the last is zero; which it is cannot be predicted.
+        const int64_t before = beside[0] < lattice->largest_level ? level[below] + beside[0] : lattice->vertices;
+        const int64_t after = beside[1] < lattice->largest_level ? level[above] + beside[1] : lattice->vertices;
+        to[v] = from[v] + 0.5f * (from[before] + from[after]);
+      }
     }
   }
 
@@ -349,10 +306,11 @@ class Builder {
   Features features_;
   Coding coding_;
   int size_;
-  Table table_;
+  CodeTable table_;
   std::vector<std::vector<uint64_t>> codes_;
   Buffer<int32_t> number_;
   Buffer<int32_t> place_;
+  Buffer<int32_t> in_level_;
   Buffer<float> row_sum_;
   Buffer<float> sum_;
   Buffer<float> blurred_;
@@ -360,16 +318,21 @@ class Builder {
 
 }  // namespace
 
+// Strips are nearly square cells of a grid: the more compact, the fewer corners they share with others.
 Order::Order(int64_t height, int64_t width) : pixel(height * width) {
-  const int64_t count = std::clamp<int64_t>(std::min(height * width / kLeastOfStrip, height), 1, kMaxStrips);
+  int64_t rows = 1, columns = 1;
+  while (2 * rows * columns <= kMaxStrips && height * width / (2 * rows * columns) >= kLeastOfStrip)
+    (height / rows >= width / columns ? rows : columns) *= 2;
   int64_t place = 0;
-  for (int64_t s = 0; s < count; ++s) {
-    strip.push_back(place);
-    for (int64_t x = 0; x < width; x += kBlockWidth)
-      for (int64_t y = height * s / count; y < height * (s + 1) / count; ++y)
-        for (int64_t i = x; i < std::min(x + kBlockWidth, width); ++i)
-          pixel[place++] = static_cast<int32_t>(y * width + i);
-  }
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < columns; ++c) {
+      strip.push_back(place);
+      const int64_t right = width * (c + 1) / columns;
+      for (int64_t x = width * c / columns; x < right; x += kBlockWidth)
+        for (int64_t y = height * r / rows; y < height * (r + 1) / rows; ++y)
+          for (int64_t i = x; i < std::min(x + kBlockWidth, right); ++i)
+            pixel[place++] = static_cast<int32_t>(y * width + i);
+    }
   strip.push_back(place);
 }
 

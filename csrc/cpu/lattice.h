@@ -28,16 +28,20 @@ struct Lattice {
   int64_t strip_rows = 0;        // rows of all strips together
   std::vector<int64_t> strip;    // first place of each strip, and the end
   std::vector<int64_t> row;      // first row of each strip, and the end
-  Buffer<int32_t> corner;        // (pixels, size) vertices of each pixel's simplex
+  Buffer<int32_t> corner;        // (pixels + kAhead, size) vertices of each pixel's simplex, then zeros
   Buffer<int32_t> strip_corner;  // (pixels, size) the same as rows of its strip
   Buffer<float> weight;          // (pixels, size) barycentric coordinates * symmetric normalisation
   Buffer<int32_t> source_start;  // (vertices + 1) where a vertex's entries begin in `source`
   Buffer<int32_t> source;        // (strip_rows) rows that are parts of the vertex, strip by strip
-  Buffer<int32_t> neighbour;     // (size, vertices, 2) before and after along each direction, -1 for none
+  Buffer<int32_t> neighbour;     // (size, vertices, 2) before and after along each direction, counted in
+                                 // their level; `largest_level` for none
   std::vector<int32_t> level;    // first vertex of each level, and the end; one level if there are few vertices
 
-  // By how many levels a step along a direction leads: the level is the last coordinate.
-  int reach(int direction) const { return level.size() == 2 ? 0 : direction == size - 1 ? size - 1 : 1; }
+  int32_t largest_level = 0;     // vertices of it
+
+  // By how many levels a step along a direction climbs: the level is the last coordinate.
+  int climb(int direction) const { return level.size() == 2 ? 0 : direction == size - 1 ? size - 1 : -1; }
+
   size_t bytes() const;
 };
 

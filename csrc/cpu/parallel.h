@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <exception>
 #include <functional>
@@ -72,8 +73,10 @@ inline void run_phases(const std::vector<Phase>& phases) {
         throw;
       }
     }
-    for (int turn = 0; counter.done < phase.count; ++turn)
-      if (turn > 2000) std::this_thread::yield();
+    // Others are done soon, unless the system has stopped them: giving way at once could cost a time slice.
+    using Clock = std::chrono::steady_clock;
+    for (const auto start = Clock::now(); counter.done < phase.count;)
+      if (Clock::now() - start > std::chrono::milliseconds(1)) std::this_thread::yield();
   };
   int64_t most = 1;
   for (const Phase& phase : phases) most = std::max(most, phase.count);

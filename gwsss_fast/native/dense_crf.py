@@ -24,3 +24,8 @@ def dense_crf_backward(grad: Tensor, prob: Tensor, image: Tensor, **options: Any
     """Gradient of `prob`: back through every update, by the transposed filter. The image gets none."""
     packed = (grad.float().contiguous(), prob.float().contiguous(), image.contiguous())
     return torch.ops.gwsss_fast_native.dense_crf_backward(*packed, **options).to(prob.dtype)
+
+
+def forget() -> None:
+    """Free the lattices and the memory that the library keeps for a next call."""
+    torch.ops.gwsss_fast_native.dense_crf_forget()

@@ -11,90 +11,68 @@ namespace {
 constexpr float kSmallest = 1e-5f;  // the unary energy of a label is never above -log of this
 constexpr float kNever = -1e30f;    // unary of the padding after the last label
 
-// Where value `at` of a row of W values lies, of rows whose planes from `rows` on have `count` rows.
-template <int W, class T>
-inline T* place(T* rows, int64_t count, int64_t row, int at) {
-  constexpr int first = W < kPlane ? 8 : kPlane, second = W - kPlane < kPlane ? 8 : kPlane;
-  return at < kPlane ? rows + row * first + at : rows + count * kPlane + row * second + (at - kPlane);
+// row += messages to the pixel at `place`, from a lattice whose simplices have S corners.
+template <int W, int S>
+inline void slice(const Edges& edges, int64_t place, const float* vertex, Row<W>& row) {
+  const int32_t* corner = edges.corner + place * S;
+  const float* weight = edges.weight + place * S;
+  if constexpr (S > 3)  // the other lattice is small, or its rows follow each other
+    for (int c = 0; c < S; ++c) prefetch<W>(vertex + int64_t{W} * corner[kAhead * S + c]);
+#pragma GCC unroll 6
+  for (int c = 0; c < S; ++c) row.add(weight[c], vertex + int64_t{W} * corner[c]);
 }
 
-// to = from + messages from a lattice whose simplices have S corners, for W labels of `count` pixels.
+// Adds the row of the pixel at `place` to the rows of its strip.
 template <int W, int S>
-inline void slice(const Edges& edges, int64_t first, int64_t count, const float* vertex, int64_t pitch,
-                  const float* from, float* to) {
-  const int32_t* corner = edges.corner + first * S;
-  const float* weight = edges.weight + first * S;
-  for (int64_t i = 0; i < count; ++i, corner += S, weight += S) {
-    Row<W> row = Row<W>::read(from + i * pitch);
+inline void splat(const Edges& edges, int64_t place, float* strip_row, Row<W>& row) {
+  const int32_t* corner = edges.strip_corner + place * S;
+  const float* weight = edges.weight + place * S;
 #pragma GCC unroll 6
-    for (int c = 0; c < S; ++c)
-      row.each([&](auto& v, auto lanes, int at) {
-        v += weight[c] * load<lanes>(place<W>(vertex, edges.vertices, corner[c], at));
-      });
-    row.write(to + i * pitch);
+  for (int c = 0; c < S; ++c) {
+    float* to = strip_row + int64_t{W} * corner[c];
+    row.each([&](auto& v, auto lanes, int at) { store(to + at, load<lanes>(to + at) + weight[c] * v); });
   }
 }
 
-// Adds W labels of `count` pixels to the rows of their strip.
-template <int W, int S>
-inline void splat(const Edges& edges, int64_t first, int64_t count, float* strip_row, int64_t pitch,
-                  const float* from) {
-  const int32_t* corner = edges.strip_corner + first * S;
-  const float* weight = edges.weight + first * S;
-  for (int64_t i = 0; i < count; ++i, corner += S, weight += S) {
-    Row<W> row = Row<W>::read(from + i * pitch);
-#pragma GCC unroll 6
-    for (int c = 0; c < S; ++c)
-      row.each([&](auto& v, auto lanes, int at) {
-        float* to = place<W>(strip_row, edges.strip_rows, corner[c], at);
-        store(to, load<lanes>(to) + weight[c] * v);
-      });
-  }
-}
-
-// Calls f(integral_constant W, offset, plane) for a row's labels, two planes at a time.
+// Calls f(pixel's number in the tile, corners of the first kernel, of the second) for every pixel; 0 stands for none.
 template <class F>
-inline void for_labels(int64_t pitch, F&& f) {
-  int64_t at = 0;
-  for (; pitch - at > 32; at += 32) f(std::integral_constant<int, 32>(), at, at / kPlane);
-  switch (pitch - at) {
-    case 8: return f(std::integral_constant<int, 8>(), at, at / kPlane);
-    case 16: return f(std::integral_constant<int, 16>(), at, at / kPlane);
-    case 24: return f(std::integral_constant<int, 24>(), at, at / kPlane);
-    default: return f(std::integral_constant<int, 32>(), at, at / kPlane);
-  }
+inline void for_kernels(const PixelPass& pass, int64_t count, F&& f) {
+  constexpr std::integral_constant<int, 0> none;
+  constexpr std::integral_constant<int, 3> positions;
+  constexpr std::integral_constant<int, 6> colours;
+  if (pass.kernels == 0) return;
+  if (pass.kernels == 2)
+    for (int64_t i = 0; i < count; ++i) f(i, positions, colours);
+  else if (pass.edges[0].size == 3)
+    for (int64_t i = 0; i < count; ++i) f(i, positions, none);
+  else
+    for (int64_t i = 0; i < count; ++i) f(i, colours, none);
 }
 
-// rows = start + messages from all lattices, or a copy without any.
+// rows = start + messages from all lattices.
 void slice_tile(const PixelPass& pass, int64_t first, int64_t count, const float* start, float* rows) {
-  const float* from = start;
-  for (int k = 0; k < pass.kernels; ++k) {
-    const Edges& edges = pass.edges[k];
-    if (edges.vertex == nullptr) continue;
-    for_labels(pass.pitch, [&](auto width, int64_t at, int64_t plane) {
-      const float* vertex = edges.vertex + plane * kPlane * edges.vertices;
-      if (edges.size == 3)
-        slice<width, 3>(edges, first, count, vertex, pass.pitch, from + at, rows + at);
-      else
-        slice<width, 6>(edges, first, count, vertex, pass.pitch, from + at, rows + at);
+  for_planes(pass.pitch, [&](auto width, int64_t at) {
+    const float* vertex[2];
+    for (int k = 0; k < pass.kernels; ++k) vertex[k] = pass.edges[k].vertex + at * pass.edges[k].vertices;
+    for_kernels(pass, count, [&](int64_t i, auto one, auto other) {
+      Row<width> row = Row<width>::read(start + i * pass.pitch + at);
+      slice<width, one>(pass.edges[0], first + i, vertex[0], row);
+      if constexpr (other > 0) slice<width, other>(pass.edges[1], first + i, vertex[1], row);
+      row.write(rows + i * pass.pitch + at);
     });
-    from = rows;
-  }
-  if (from != rows) std::memcpy(rows, from, count * pass.pitch * sizeof(float));
+  });
 }
 
 void splat_tile(const PixelPass& pass, int64_t first, int64_t count, const float* rows) {
-  for (int k = 0; k < pass.kernels; ++k) {
-    const Edges& edges = pass.edges[k];
-    if (edges.strip_row == nullptr) continue;
-    for_labels(pass.pitch, [&](auto width, int64_t at, int64_t plane) {
-      float* strip_row = edges.strip_row + plane * kPlane * edges.strip_rows;
-      if (edges.size == 3)
-        splat<width, 3>(edges, first, count, strip_row, pass.pitch, rows + at);
-      else
-        splat<width, 6>(edges, first, count, strip_row, pass.pitch, rows + at);
+  for_planes(pass.pitch, [&](auto width, int64_t at) {
+    float* strip_row[2];
+    for (int k = 0; k < pass.kernels; ++k) strip_row[k] = pass.edges[k].strip_row + at * pass.edges[k].strip_rows;
+    for_kernels(pass, count, [&](int64_t i, auto one, auto other) {
+      Row<width> row = Row<width>::read(rows + i * pass.pitch + at);
+      splat<width, one>(pass.edges[0], first + i, strip_row[0], row);
+      if constexpr (other > 0) splat<width, other>(pass.edges[1], first + i, strip_row[1], row);
     });
-  }
+  });
 }
 
 inline float row_sum(const float* row, int64_t pitch) {
@@ -186,12 +164,15 @@ bool forward_pixels(const PixelPass& pass, int64_t begin, int64_t end, float* sc
   bool nan = false;
   for (int64_t first = begin; first < end; first += kTile) {
     const int64_t count = end - first < kTile ? end - first : kTile;
-    float* scores = scratch;
+    const float* scores = pass.unary + first * pass.pitch;
     float* rows = pass.marginal != nullptr ? pass.marginal + first * pass.pitch : scratch + kTile * pass.pitch;
     if (pass.input != nullptr) nan |= read_unary(pass, first, count);
-    slice_tile(pass, first, count, pass.unary + first * pass.pitch, scores);
+    if (pass.reads()) {
+      slice_tile(pass, first, count, scores, scratch);
+      scores = scratch;
+    }
     softmax_tile(scores, count, pass.pitch, rows);
-    splat_tile(pass, first, count, rows);
+    if (pass.writes()) splat_tile(pass, first, count, rows);
     if (pass.output != nullptr) transpose_out(pass, first, count, rows);
   }
   return nan;
@@ -206,13 +187,13 @@ void backward_pixels(const PixelPass& pass, int64_t begin, int64_t end, float* s
       transpose_in(pass, first, count, rows);
       std::memset(total, 0, values * sizeof(float));
     } else {
-      std::memset(scratch + kTile * pass.pitch, 0, values * sizeof(float));
-      slice_tile(pass, first, count, scratch + kTile * pass.pitch, rows);
+      std::memset(rows, 0, values * sizeof(float));
+      if (pass.reads()) slice_tile(pass, first, count, rows, rows);
     }
     for (int64_t i = 0; i < count; ++i)
       softmax_gradient(pass.marginal + (first + i) * pass.pitch, pass.pitch, rows + i * pass.pitch);
     for (int64_t at = 0; at < values; at += 8) store(total + at, load<8>(total + at) + load<8>(rows + at));
-    splat_tile(pass, first, count, rows);
+    if (pass.writes()) splat_tile(pass, first, count, rows);
     if (pass.output != nullptr) transpose_out(pass, first, count, total);
   }
 }

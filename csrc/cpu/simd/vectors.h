@@ -6,6 +6,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "../kernels.h"
+
 namespace gwsss_fast::GWSSS_ISA {
 namespace {
 
@@ -166,6 +168,31 @@ struct Row {
     return row;
   }
 };
+
+// Asks for a row that will soon be read.
+template <int W>
+inline void prefetch(const float* row) {
+  __builtin_prefetch(row);
+  if (W > 8) __builtin_prefetch(row + W - 1);
+}
+
+// Calls f(integral_constant width).
+template <class F>
+inline void for_width(int64_t width, F&& f) {
+  switch (width) {
+    case 8: return f(std::integral_constant<int, 8>());
+    case 16: return f(std::integral_constant<int, 16>());
+    case 24: return f(std::integral_constant<int, 24>());
+    default: return f(std::integral_constant<int, kPlane>());
+  }
+}
+
+// Calls f(integral_constant width, first label) for every plane.
+template <class F>
+inline void for_planes(int64_t pitch, F&& f) {
+  for (int64_t plane = 0; plane < planes(pitch); ++plane)
+    for_width(plane_width(pitch, plane), [&](auto width) { f(width, plane * kPlane); });
+}
 
 }  // namespace
 }  // namespace gwsss_fast::GWSSS_ISA

@@ -44,7 +44,7 @@ GWSSS_API void dense_crf_backward(
     const DenseCrfOptions& options,
     float* grad_prob);
 
-// Frees the lattices kept for a next call with the same image and widths.
+// Frees what is kept for a next call: lattices of the last images and widths, and memory (256 MiB each at most).
 GWSSS_API void dense_crf_forget();
 
 }  // namespace gwsss_fast

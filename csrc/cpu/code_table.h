@@ -1,0 +1,72 @@
+// A table from codes of lattice points to numbers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace gwsss_fast {
+
+// Open addressing from codes of lattice points to numbers in the order of their first insertion.
+class CodeTable {
+ public:
+  explicit CodeTable(size_t expected) {
+    size_t capacity = 64;
+    while (capacity < 2 * expected) capacity *= 2;
+    resize(capacity);
+  }
+
+  // The number of `code`, a new one if it is not there.
+  int32_t insert(uint64_t code) {
+    if (2 * codes_.size() >= entries_.size()) grow();
+    size_t at = slot(code);
+    while (entries_[at].number >= 0) {
+      if (entries_[at].code == code) return entries_[at].number;
+      at = (at + 1) & mask_;
+    }
+    entries_[at] = {code, static_cast<int32_t>(codes_.size())};
+    codes_.push_back(code);
+    return entries_[at].number;
+  }
+
+  // The number of `code`, or -1.
+  int32_t find(uint64_t code) const {
+    for (size_t at = slot(code); entries_[at].number >= 0; at = (at + 1) & mask_)
+      if (entries_[at].code == code) return entries_[at].number;
+    return -1;
+  }
+
+  void prefetch(uint64_t code) const { __builtin_prefetch(&entries_[slot(code)]); }
+  const std::vector<uint64_t>& codes() const { return codes_; }
+
+ private:
+  struct Entry {
+    uint64_t code;
+    int32_t number;
+  };
+
+  size_t slot(uint64_t code) const { return (code * 0x9E3779B97F4A7C15ull) >> shift_; }
+
+  void resize(size_t capacity) {
+    entries_.assign(capacity, Entry{0, -1});
+    mask_ = capacity - 1;
+    shift_ = 64;
+    for (; capacity > 1; capacity /= 2) --shift_;
+  }
+
+  void grow() {
+    resize(2 * entries_.size());
+    for (size_t i = 0; i < codes_.size(); ++i) {
+      size_t at = slot(codes_[i]);
+      while (entries_[at].number >= 0) at = (at + 1) & mask_;
+      entries_[at] = {codes_[i], static_cast<int32_t>(i)};
+    }
+  }
+
+  std::vector<Entry> entries_;
+  std::vector<uint64_t> codes_;
+  size_t mask_ = 0;
+  int shift_ = 0;
+};
+
+}  // namespace gwsss_fast
