@@ -6,7 +6,8 @@ starts with one job run one machine code.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -17,7 +18,7 @@ from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.cases import OPERATIONS, Operation, as_tuple, dtype_name, has_kernel
-from benchmarks.sizes import DTYPES, Size
+from benchmarks.sizes import ARITHMETICS, Size
 from gwsss_fast.launch import launcher
 from gwsss_fast.ops import dispatch
 
@@ -123,6 +124,18 @@ def refusal(operation: Operation, size: Size, dtype: torch.dtype) -> str | None:
     return dispatch.kernel(operation.name, "triton").refuse(*operation.inputs(size, dtype, "meta", 0))
 
 
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Inside the block float32 products may be tf32, or whatever is set already."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    if allowed:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
 def jobs(
     sizes: Iterable[Size],
     dtypes: Iterable[str],
@@ -130,16 +143,17 @@ def jobs(
     operations: Iterable[Operation] = OPERATIONS,
     passes: Iterable[bool] = (False, True),
 ) -> dict[Job, list[Use]]:
-    """Every distinct kernel that these cases need, and who starts it."""
+    """Every distinct kernel that these cases need, and who starts it. dtypes: keys of `ARITHMETICS`."""
     found: dict[Job, list[Use]] = {}
     dtypes, cards, passes = list(dtypes), list(cards), list(passes)
     for operation in operations:
         for size in sizes:
             for name in dtypes:
-                if refusal(operation, size, DTYPES[name]) is not None:
+                if refusal(operation, size, ARITHMETICS[name]) is not None:
                     continue
                 for card in cards:
-                    both = recorded(operation, size, DTYPES[name], card)
+                    with tf32(name == "tf32"):
+                        both = recorded(operation, size, ARITHMETICS[name], card)
                     for backward in passes:
                         use = Use(operation.label, backward, size.name, name)
                         for launch in both[backward]:

@@ -1,14 +1,18 @@
 """`python -m benchmarks.resources`: what every shipped kernel needs of a card, known without one.
 
-Every kernel that the operations start, forward and backward, for the paper's, large and odd sizes and three dtypes, is
-compiled ahead of time for three generations of cards. Prints a table; exit status 1 when a kernel spills registers,
-exceeds a card's shared memory, or has a product of matrices without tensor-core instructions. The whole table, every
-kernel by itself, goes to resources.json and resources.md.
+Every kernel that the operations start, forward and backward, for the paper's, large and odd sizes, three dtypes and
+float32 with tf32 allowed, is compiled ahead of time for three generations of cards. Prints a table; exit status 1 when
+a kernel spills registers, exceeds a card's shared memory, or has a product of matrices without tensor-core
+instructions. The whole table, every kernel by itself, goes to resources.json and resources.md, with what shows whether
+they are of the present kernels.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -24,8 +28,8 @@ from rich.table import Table
 from benchmarks import RESULTS, ROOT
 from benchmarks.cases import OPERATIONS, has_kernel
 from benchmarks.compile_ahead import CARDS, SHARED_LIMIT, Report, cache_folder, reports
-from benchmarks.launches import Job, Use, jobs
-from benchmarks.sizes import DTYPES, LARGE, ODD, PAPER, PAPER_8, SIZES
+from benchmarks.launches import Job, Pointer, Use, jobs
+from benchmarks.sizes import ARITHMETICS, LARGE, ODD, PAPER, PAPER_8, SIZES
 from gwsss_fast import files
 
 SHIPPED = (PAPER, PAPER_8, LARGE, *ODD)
@@ -53,11 +57,24 @@ class Row:
         return f"{self.job.kernel} for {self.job.card} ({constants}; first used by {self.uses[0]})"
 
 
-def collect(
-    sizes: Sequence[Any], dtypes: Sequence[str], cards: Sequence[str], workers: int, folder: Path | None, **chosen: Any
-) -> list[Row]:
-    """Rows of all kernels that these cases start; `chosen`: operations, passes (see `launches.jobs`)."""
-    found = jobs(sizes, dtypes, cards, **chosen)
+Jobs = dict[Job, list[Use]]
+
+
+def sample(found: Jobs, cards: Sequence[str]) -> Jobs:
+    """One job of every kernel function, of the cards in turn, in 16 bits and of the first size where there is one."""
+    functions: dict[tuple[str, str], list[Job]] = {}
+    for job in found:
+        functions.setdefault((job.module, job.kernel), []).append(job)
+    chosen = []
+    for number, members in enumerate(functions.values()):
+        of_card = [job for job in members if job.card == cards[number % len(cards)]]
+        half = [job for job in of_card if found[job][0].dtype != "float32"]
+        chosen.append([*half, *of_card, *members][0])
+    return {job: found[job] for job in chosen}
+
+
+def collect(found: Jobs, workers: int, folder: Path | None) -> list[Row]:
+    """Rows of all jobs, compiled or from `folder`."""
     done: dict[Job, Report] = {}
     for job, report in reports(found, workers, folder):
         done[job] = report
@@ -123,19 +140,66 @@ def versions() -> dict[str, str]:
     return {"triton": triton.__version__, "torch": torch.__version__}
 
 
+def sources() -> dict[str, str]:
+    """A hash of each file of kernels/, which comments, docstrings and line breaks do not change."""
+    found = {}
+    for path in sorted((ROOT / "kernels").glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(node, ast.Module | ast.FunctionDef) and body and ast.get_docstring(node) is not None:
+                node.body = [*body[1:], ast.Pass()]
+        found[path.stem] = hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
+    return found
+
+
+def entry(job: Job) -> dict[str, Any]:
+    """A job as resources.json has it."""
+    return {
+        "kernel": f"{job.module.rpartition('.')[2]}.{job.kernel}",
+        "card": job.card,
+        "arguments": " ".join(_argument(x) for x in job.arguments),
+        "constants": dict(job.constants),
+        **{"num_warps": job.num_warps, "num_stages": job.num_stages, "register_limit": job.registers},
+    }
+
+
+def _argument(kind: Any) -> str:
+    if isinstance(kind, Pointer):
+        return f"{kind.dtype}*{'' if kind.aligned else '(unaligned)'}"
+    return str(kind)
+
+
+def stale(content: dict[str, Any], found: Jobs) -> list[str]:
+    """Why a resources.json is not of the present kernels or not of these starts; nothing where it is."""
+    reasons = []
+    if content["sources"] != (present := sources()):
+        names = [name for name in {*present, *content["sources"]} if present.get(name) != content["sources"].get(name)]
+        reasons.append(f"kernels have changed since: {', '.join(sorted(names))}")
+    wanted = {json.dumps(entry(job)): uses for job, uses in found.items()}
+    compiled = {json.dumps({name: kernel[name] for name in entry(next(iter(found)))}) for kernel in content["kernels"]}
+    for missing in [key for key in wanted if key not in compiled][:1]:
+        reasons.append(f"starts have other tiles or arguments since, such as {missing} of {wanted[missing][0]}")
+    if len(compiled) != len(wanted):
+        reasons.append(f"it has {len(compiled)} kernels, {len(wanted)} are started")
+    return reasons
+
+
 def write(rows: Sequence[Row], folder: Path) -> None:
-    """resources.json with every kernel, resources.md with the table."""
+    """resources.json with every kernel, one a line, and resources.md with the table."""
     found = versions()
-    content = [
-        {**asdict(row.job), "uses": [str(use) for use in row.uses], **asdict(row.report), "problems": row.problems}
+    kernels = [
+        {**entry(row.job), "uses": list(map(str, row.uses)), **asdict(row.report), "problems": row.problems}
         for row in rows
     ]
-    files.write_json(folder / "resources.json", {"versions": found, "kernels": content})
+    head = json.dumps({"versions": found, "sources": sources()}, indent=1).removesuffix("\n}")
+    body = ",\n".join(json.dumps(kernel) for kernel in kernels)
+    files.write_text(folder / "resources.json", f'{head},\n "kernels": [\n{body}\n]}}\n')
     lines = [" | ".join(cells) for cells in (HEADER, ("---",) * len(HEADER), *grouped(rows))]
     text = (
         "# What the Triton kernels need of a card\n\n"
         "Compiled ahead of time, not run: `python -m benchmarks.resources` writes this file; README.md beside it\n"
-        f"explains the columns. Triton {found['triton']}, {len(rows)} kernels, "
+        f"explains the columns. Triton {found['triton']}, PyTorch {found['torch']}, {len(rows)} kernels, "
         f"{sum(bool(row.problems) for row in rows)} with problems.\n\n"
     )
     files.write_text(folder / "resources.md", text + "".join(f"| {line} |\n" for line in lines))
@@ -144,9 +208,10 @@ def write(rows: Sequence[Row], folder: Path) -> None:
 def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.resources", description=__doc__.split("\n\n")[1])
     parser.add_argument("--sizes", nargs="+", choices=sorted(SIZES), default=[size.name for size in SHIPPED])
-    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
+    parser.add_argument("--dtypes", nargs="+", choices=list(ARITHMETICS), default=list(ARITHMETICS))
     parser.add_argument("--cards", nargs="+", choices=sorted(SHARED_LIMIT), default=list(CARDS))
     parser.add_argument("--operations", nargs="+", help="names, such as co_attention; all that have a Triton kernel")
+    parser.add_argument("--sample", action="store_true", help="of every kernel function one variant for one card")
     parser.add_argument("--workers", type=int, default=2, help="compiling processes")
     parser.add_argument("--fresh", action="store_true", help="compile again what earlier runs have compiled")
     parser.add_argument("--output", type=Path, help="folder of the two files; benchmarks/results for a whole run")
@@ -176,7 +241,8 @@ def run(options: argparse.Namespace) -> int:
     operations = [row for row in OPERATIONS if options.operations is None or row.name in options.operations]
     sizes = [SIZES[name] for name in options.sizes]
     folder = None if options.fresh else cache_folder()
-    rows = collect(sizes, options.dtypes, options.cards, options.workers, folder, operations=operations)
+    found = jobs(sizes, options.dtypes, options.cards, operations=operations)
+    rows = collect(sample(found, options.cards) if options.sample else found, options.workers, folder)
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table(rows))
     if options.output is not None:

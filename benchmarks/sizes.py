@@ -56,3 +56,5 @@ ODD = (
 )
 SIZES = {size.name: size for size in (PAPER, PAPER_8, LARGE, SMALL, *ODD)}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+ARITHMETICS = {**DTYPES, "tf32": torch.float32}
+"""What kernels are compiled for: the dtypes, and float32 where the user has allowed tf32, which starts others."""

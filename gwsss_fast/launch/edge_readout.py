@@ -46,7 +46,8 @@ def _start_gram(g: Tensor, out: Tensor, channels_first: bool) -> None:
     steps = (1, g.stride(2)) if channels_first else (g.stride(2), 1)
     count = nodes if channels_first else 1
     matrices = groups if channels_first else groups * nodes
-    block = min(power_of_two(size), 128 if channels % 16 == 0 else 64)
+    # Where rows do not begin at multiples of 16 values, each has an address of its own, and registers run out.
+    block = min(power_of_two(size), 128 if channels % 16 == size % 16 == 0 else 64)
     deep = min(power_of_two(depth), 64 if channels % 16 == 0 else 32)
     heuristic = Tiles({"BLOCK": block, "BLOCK_K": deep}, num_warps=8 if block == 128 else 4, num_stages=3)
 
@@ -222,8 +223,8 @@ def _channel_gradient(
     a = _channel_blocks(g)
     out = _like_scores((groups, width, width), g, g.dtype)
     parts = torch.empty((groups, nodes, nodes, channels), device=g.device, dtype=torch.float32)
-    height, wide = (16, 128) if channels % 16 == 0 else (8, 64)
-    tiles = Tiles({"BLOCK_R": height, "BLOCK_C": min(power_of_two(channels), wide)})
+    height, wide, registers = (16, 128, None) if channels % 16 == 0 else (8, 64, 255)
+    tiles = Tiles({"BLOCK_R": height, "BLOCK_C": min(power_of_two(channels), wide)}, registers=registers)
     launch(
         gradient_kernels.channel_gradient,
         (blocks(channels, tiles.blocks["BLOCK_R"]), groups * nodes * nodes),

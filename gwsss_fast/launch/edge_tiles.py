@@ -23,6 +23,15 @@ def _tiles(warps: int, stages: int, **sizes: int) -> Tiles:
     return Tiles({f"BLOCK_{name}" if name != "HELD" else name: size for name, size in sizes.items()}, warps, stages)
 
 
+def candidates(heuristic: Tiles) -> list[Tiles]:
+    """What may be faster than `heuristic` on a card, for tuning: other positions of the partner at a time, warps and
+    stages."""
+    sizes = [{**heuristic.blocks, "BLOCK_N": height} for height in (16, 32, 64, 128)]
+    return [
+        replace(heuristic, blocks=x, num_warps=warps, num_stages=n) for x in sizes for warps in (4, 8) for n in (2, 3)
+    ]
+
+
 def weighted(
     rank: int, channels: int, arithmetic: str, card: str, few: bool, forward: bool = False, addends: bool = False
 ) -> Tiles:
@@ -35,10 +44,14 @@ def weighted(
 
 def _for_rows(tiles: Tiles, rank: int, channels: int, arithmetic: str) -> Tiles:
     """tiles, or what rows need that do not begin at multiples of 16 values: there each has an address of its own."""
-    if rank % 16 == 0 and channels % 16 == 0:
+    aligned = rank % 16 == 0 and channels % 16 == 0
+    if aligned and arithmetic != "tf32":
         return tiles
-    half = tiles.blocks["BLOCK_N"] // (2 if arithmetic == "ieee" else 1)
-    return replace(tiles, blocks={**tiles.blocks, "BLOCK_N": half}, registers=255)
+    smaller = {}
+    if not aligned and arithmetic == "ieee":
+        names = ["BLOCK_N"] if "HELD" in tiles.blocks else ["BLOCK_M", "BLOCK_N"]
+        smaller = {name: tiles.blocks[name] // 2 for name in names}
+    return replace(tiles, blocks={**tiles.blocks, **smaller}, registers=255)
 
 
 def _weighted(d: int, c: int, arithmetic: str, card: str, few: bool, forward: bool, addends: bool) -> tuple[Tiles, int]:
@@ -46,12 +59,13 @@ def _weighted(d: int, c: int, arithmetic: str, card: str, few: bool, forward: bo
         # No tensor cores: operands come from registers, so products are cut into pieces of 16 columns.
         return _tiles(8, 2, M=64, N=64, D=d, K=16, C=min(c, 64)), 64
     if arithmetic == "tf32":
-        return _tiles(4, 2, M=64, N=32, D=d, K=d, C=min(c, 128 if card in LARGE or d <= 128 else 64)), 32
+        return _tiles(8, 2, M=64, N=32, D=d, K=d, C=min(c, 128 if d <= 128 else 64)), 32
     if card not in LARGE + MEDIUM:
         return _tiles(4, 2, M=64, N=32, D=d, K=d, C=min(c, 128)), 64
     statistics = 64 if d > 128 or card in MEDIUM else 128
     if few:
-        return _tiles(8, 2, M=64, N=64 if d <= 128 and card in LARGE else 32, D=d, K=d, C=min(c, 256)), statistics
+        high = d <= 128 and card in LARGE and (forward or card not in BLACKWELL)
+        return _tiles(8, 2, M=64, N=64 if high else 32, D=d, K=d, C=min(c, 256)), statistics
     # 128 x 256 is half the register file: beside an addend, wide factors or others' statistics, scores are narrower.
     narrow = addends or not forward or d > 128
     height = 16 if card in MEDIUM else 32 if narrow else 64
@@ -76,7 +90,8 @@ def _factors(rank: int, channels: int, arithmetic: str, card: str, two: bool) ->
         low = two and d > 128
         return _tiles(8, 2, M=32 if low else 64, N=32, D=d, K=16, C=min(c, 32 if low else 16), HELD=0, **more)
     if arithmetic == "tf32":
-        return _tiles(4, 2, M=64, N=32, D=d, K=d, C=min(c, 32), HELD=0, **more)
+        # Before Hopper operands come from registers here too.
+        return _tiles(8, 2, M=64, N=32, D=d, K=d if card in LARGE else min(d, 64), C=min(c, 32), HELD=0, **more)
     if card in BLACKWELL:
         return _tiles(8, 2, M=128, N=32, D=d, K=d, C=min(c, 64), HELD=0, **more)
     if card in LARGE and channels <= 512:

@@ -82,7 +82,8 @@ class Edges:
         """Run a kernel with its tiles."""
         key: dict[str, Any] = {"D": self.rank, "C": self.channels, "N": self.positions, "nodes": self.nodes}
         key |= {"dtype": dtype_name(self.values), "precision": self.precision}
-        run(tiles_for(f"{self.operation}.{name}", self.values, key, heuristic, [], run))
+        candidates = edge_tiles.candidates(heuristic)
+        run(tiles_for(f"{self.operation}.{name}", self.values, key, heuristic, candidates, run))
 
     def start_weighted(
         self, name: str, run: Callable[[Tiles], None], forward: bool = False, addends: bool = False
