@@ -205,3 +205,37 @@ def test_the_example_in_cpp_finds_links_and_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "69.6 % of the pixels right before, 100.0 % after" in done.stdout
     assert "dense_crf: prob has no labels" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("wanted", "answer"),
+    [
+        ("", '"80-real;90a-real;100-real;100-virtual"'),
+        ("9.0a+PTX 8.6", '"90a-real;90a-virtual;86-real"'),
+        ("hopper", "TORCH_CUDA_ARCH_LIST holds 'hopper'"),
+        (None, "no nvcc; the CPU parts"),
+    ],
+)
+def test_cuda_sources_are_for_the_wanted_cards_where_there_is_nvcc(
+    wanted: str | None, answer: str, tmp_path: Path
+) -> None:
+    """Configured with a stand-in for a kernel; None: as on a machine without nvcc."""
+    try:
+        tools = build.find_tools(ROOT)
+    except build.BuildError as error:
+        pytest.skip(str(error))
+    if wanted is not None and shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not installed")
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    shutil.copy(ROOT / "CMakeLists.txt", tmp_path)
+    (tmp_path / "csrc" / "cuda").mkdir(exist_ok=True)
+    (tmp_path / "csrc" / "cuda" / "stand_in.cu").write_text("__global__ void stand_in() {}\n")
+    assert build.has_cuda_sources(tmp_path)
+    command = [tools.cmake, "-S", tmp_path, "-B", tmp_path / "build", f"-DGWSSS_TORCH={build.torch_folder()}"]
+    if wanted is None:
+        command.append("-DCMAKE_CUDA_COMPILER=NOTFOUND")
+    settings = {**os.environ, "TORCH_CUDA_ARCH_LIST": wanted or ""}
+    done = subprocess.run(list(map(str, command)), env=settings, capture_output=True, text=True, check=False)
+    information = tmp_path / "build" / "build_info.h"
+    told = done.stdout + done.stderr + (information.read_text() if information.is_file() else "")
+    assert answer in told.replace("\n", " ").replace("  ", " "), told
