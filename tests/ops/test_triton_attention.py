@@ -219,17 +219,18 @@ def with_large_scores(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
     ("call", "written_out"), [(co_attention("transpose"), plain("transpose")), (ops.attention, plain_attention)]
 )
 def test_scores_beyond_fp16(call: Callable[..., Tensor], written_out: Callable[..., Tensor]) -> None:
-    """Scores above 65504 overflow in plain fp16. The kernels err at most twice as much as scores in float32 and
-    everything else in plain fp16 do (thrice for gradients)."""
+    """Scores above 65504 overflow in plain fp16. Factors of few digits make those of 80,000 exact in float32 whatever the
+    order of their sums, and leave one difference from small scores: the logarithm of a row's sum is rounded by up to
+    2^-8, and its weights with it. Beyond that, the rule for fp16."""
     *tensors, grad = inputs((1, 2, 37, 5, 20), torch.float16)
+    tensors[:2] = [(x * 8).round() / 8 for x in tensors[:2]]
     assert with_gradients(with_large_scores(written_out), tensors, grad)[0].isnan().all()
     exact = with_gradients(written_out, [x.double() for x in tensors], grad.double())
-    single = with_gradients(with_large_scores(written_out), [x.float() for x in tensors], grad.float())
     half = with_gradients(written_out, tensors, grad)
     ours = on_triton(with_large_scores(call), tensors, grad)
-    for number, (value, truth, *others) in enumerate(zip(ours, exact, single, half, strict=True)):
-        errors = sum((other - truth).abs().max() for other in others)
-        assert (value - truth).abs().max() <= (3 if number else 2) * errors, f"result {number}"
+    for number, (value, truth, plain_value) in enumerate(zip(ours, exact, half, strict=True)):
+        error = (plain_value - truth).abs().max() + truth.abs().max() / 256
+        assert (value - truth).abs().max() <= (3 if number else 2) * error, f"result {number}"
 
 
 @both_dtypes
