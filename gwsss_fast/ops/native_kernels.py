@@ -9,7 +9,11 @@ from gwsss_fast.ops import dispatch
 
 
 def register(operation: str, backend: str) -> None:
-    """Register `native/<operation>.py`'s functions `<operation>`, `<operation>_backward` and `refuse`."""
+    """Register `native/<operation>.py`'s functions `<operation>`, `<operation>_backward` and `refuse`.
+
+    Its `only_on_request`, if it has one, says for which tensors another backend is faster. All but the first two are
+    traced by torch.compile and torch.export: sizes may be symbols there, and asking whether one is small would fix it.
+    """
     module = import_module(f"gwsss_fast.native.{operation}")
 
     def call(name: str) -> Callable[..., Any]:
@@ -28,6 +32,7 @@ def register(operation: str, backend: str) -> None:
             call(f"{operation}_backward"),
             refuse=module.refuse,
             missing=library.missing,
+            only_on_request=getattr(module, "only_on_request", lambda *tensors: False),
             pending=library.pending,
             prepare=library.prepare,
         ),
