@@ -219,9 +219,9 @@ def with_large_scores(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
     ("call", "written_out"), [(co_attention("transpose"), plain("transpose")), (ops.attention, plain_attention)]
 )
 def test_scores_beyond_fp16(call: Callable[..., Tensor], written_out: Callable[..., Tensor]) -> None:
-    """Scores above 65504 overflow in plain fp16. Factors of few digits make those of 80,000 exact in float32 whatever the
-    order of their sums, and leave one difference from small scores: the logarithm of a row's sum is rounded by up to
-    2^-8, and its weights with it. Beyond that, the rule for fp16."""
+    """Scores above 65504 overflow in plain fp16. Factors of few digits make those of 80,000 exact in float32, whatever
+    the order of their sums, and leave one difference from small scores: the logarithm of a row's sum is rounded by up
+    to 2^-8, and its weights with it. Beyond that, the rule for fp16."""
     *tensors, grad = inputs((1, 2, 37, 5, 20), torch.float16)
     tensors[:2] = [(x * 8).round() / 8 for x in tensors[:2]]
     assert with_gradients(with_large_scores(written_out), tensors, grad)[0].isnan().all()
