@@ -13,3 +13,7 @@ extern "C" GWSSS_API const char* gwsss_fast_build_info() {
 
 // The instruction set in use on this processor.
 extern "C" GWSSS_API const char* gwsss_fast_instruction_set() { return gwsss_fast::kernels().name; }
+
+#ifndef USE_CUDA  // else in cuda/device.cu
+extern "C" GWSSS_API const char* gwsss_fast_cuda_problem() { return "it was built without nvcc"; }
+#endif

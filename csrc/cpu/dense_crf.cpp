@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "dense_crf.h"
 #include "kernels.h"
 #include "lattice.h"
 #include "parallel.h"
@@ -20,7 +21,6 @@
 namespace gwsss_fast {
 namespace {
 
-constexpr float kSmallest = 1e-5f;           // probabilities are clipped to [kSmallest, 1]
 constexpr int64_t kLeastRows = 4096;           // vertices of a lattice that a thread takes at least
 constexpr size_t kMostKept = size_t{1} << 28;  // bytes of lattices kept for a next call
 constexpr size_t kMostOfAKind = 2;           // lattices of positions, and of colours, kept
@@ -80,22 +80,6 @@ class Cache {
 Cache& cache() {
   static Cache kept;
   return kept;
-}
-
-void check(int64_t labels, int64_t height, int64_t width, const DenseCrfOptions& options) {
-  const auto fail = [](const std::string& what) { throw std::invalid_argument("dense_crf: " + what); };
-  if (labels < 1) fail("prob has no labels");
-  if (height < 0 || width < 0) fail("prob has a negative size");
-  const int64_t most = std::numeric_limits<int32_t>::max() / (kMaxDimensions + 1);
-  if (height > 0 && width > most / height) fail("prob has more than " + std::to_string(most) + " pixels");
-  if (labels > 65535) fail("prob has more than 65535 labels");
-  if (options.iterations < 0) fail("iterations must be 0 or more");
-  const std::pair<const char*, float> widths[] = {
-      {"sxy_gaussian", options.sxy_gaussian}, {"sxy_bilateral", options.sxy_bilateral}, {"srgb", options.srgb}};
-  for (const auto& [name, value] : widths)
-    if (!(std::isfinite(value) && value > 0)) fail(std::string(name) + " must be a number above zero");
-  if (!std::isfinite(options.w_gaussian)) fail("w_gaussian must be a finite number");
-  if (!std::isfinite(options.w_bilateral)) fail("w_bilateral must be a finite number");
 }
 
 // A mean field: passes over pixels and filters by turns, planned first and then run in one parallel region.
@@ -263,16 +247,32 @@ class MeanField {
 
 }  // namespace
 
+void check_dense_crf(int64_t labels, int64_t height, int64_t width, const DenseCrfOptions& options) {
+  const auto fail = [](const std::string& what) { throw std::invalid_argument("dense_crf: " + what); };
+  if (labels < 1) fail("prob has no labels");
+  if (height < 0 || width < 0) fail("prob has a negative size");
+  const int64_t most = std::numeric_limits<int32_t>::max() / (kMaxDimensions + 1);
+  if (height > 0 && width > most / height) fail("prob has more than " + std::to_string(most) + " pixels");
+  if (labels > 65535) fail("prob has more than 65535 labels");
+  if (options.iterations < 0) fail("iterations must be 0 or more");
+  const std::pair<const char*, float> widths[] = {
+      {"sxy_gaussian", options.sxy_gaussian}, {"sxy_bilateral", options.sxy_bilateral}, {"srgb", options.srgb}};
+  for (const auto& [name, value] : widths)
+    if (!(std::isfinite(value) && value > 0)) fail(std::string(name) + " must be a number above zero");
+  if (!std::isfinite(options.w_gaussian)) fail("w_gaussian must be a finite number");
+  if (!std::isfinite(options.w_bilateral)) fail("w_bilateral must be a finite number");
+}
+
 void dense_crf(const float* prob, const uint8_t* image, int64_t labels, int64_t height, int64_t width,
                const DenseCrfOptions& options, float* marginals) {
-  check(labels, height, width, options);
+  check_dense_crf(labels, height, width, options);
   if (height == 0 || width == 0) return;
   MeanField(image, labels, height, width, options).forward(prob, marginals, options.iterations, nullptr);
 }
 
 void dense_crf_backward(const float* grad, const float* prob, const uint8_t* image, int64_t labels, int64_t height,
                         int64_t width, const DenseCrfOptions& options, float* grad_prob) {
-  check(labels, height, width, options);
+  check_dense_crf(labels, height, width, options);
   if (height == 0 || width == 0) return;
   MeanField field(image, labels, height, width, options);
   std::vector<Buffer<float>> marginals;

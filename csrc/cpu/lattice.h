@@ -46,6 +46,12 @@ struct Lattice {
 };
 
 // Throws std::invalid_argument when the features spread too widely to be indexed.
+Coding make_coding(const Features& features);
+
+// Codes of the corners of the simplex whose first corner is `code`, coordinates ranked as `order` says.
+void corner_codes(const Coding& coding, int size, uint64_t code, uint32_t order, uint64_t* corner);
+
+// Throws as make_coding does.
 std::shared_ptr<const Lattice> build_lattice(const Features& features, const Order& order);
 
 }  // namespace gwsss_fast

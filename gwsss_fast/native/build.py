@@ -1,6 +1,7 @@
 """Builds the native library with CMake from CMakeLists.txt and csrc/, which are installed with the package.
 
-Needs only the standard library, so that `setup.py` can run it before the package is installed.
+Needs only the standard library, so that `setup.py` can run it before the package is installed. Ahead of time the parts
+for GPUs are compiled wherever there is nvcc; on first use only where somebody can run them, see `library`.
 """
 
 from __future__ import annotations
@@ -70,8 +71,11 @@ def has_cuda_sources(folder: Path) -> bool:
     return any((folder / "csrc" / "cuda").glob("*.cu"))
 
 
-def find_tools(folder: Path) -> Tools:
-    """Raises BuildError, which names what is missing and how to get it."""
+def find_tools(folder: Path, cuda: bool = True) -> Tools:
+    """cuda: with nvcc, where there is one, whether or not there is a GPU.
+
+    Raises BuildError, which names what is missing and how to get it.
+    """
     if platform.system() != "Linux":
         raise BuildError(f"the native library is for Linux, not for {platform.system()}")
     wanted = os.environ.get("CXX", "").split()
@@ -88,7 +92,7 @@ def find_tools(folder: Path) -> Tools:
     numbers = re.search(r"(\d+)\.(\d+)", _first_line([cmake, "--version"]))
     if numbers is None or tuple(map(int, numbers.groups())) < CMAKE_AT_LEAST:
         raise BuildError(f"{cmake} is older than {'.'.join(map(str, CMAKE_AT_LEAST))}; python -m pip install -U cmake")
-    nvcc = _find_nvcc() if has_cuda_sources(folder) else None
+    nvcc = _find_nvcc() if cuda and has_cuda_sources(folder) else None
     return Tools(cmake, ninja, compiler, _first_line([compiler, "--version"]), nvcc)
 
 

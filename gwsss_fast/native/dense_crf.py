@@ -14,6 +14,13 @@ def refuse(prob: Tensor, image: Tensor) -> str | None:
     return None
 
 
+def refuse_on_gpu(prob: Tensor, image: Tensor) -> str | None:
+    """Why the implementation for GPUs cannot take these tensors, or None."""
+    if prob.device.type != "cuda":
+        return f"it needs tensors on a GPU, and prob is on {prob.device}"
+    return None
+
+
 def dense_crf(prob: Tensor, image: Tensor, **options: Any) -> Tensor:
     """See `ops.dense_crf`."""
     marginals = torch.ops.gwsss_fast_native.dense_crf(prob.float().contiguous(), image.contiguous(), **options)

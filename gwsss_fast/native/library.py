@@ -2,7 +2,8 @@
 
 It is looked for in the package (built by `GWSSS_BUILD_NATIVE=1 pip install --no-build-isolation .`), then in the cache
 folder under a key of torch, compiler and sources, and built there when neither has it. Importing the package never
-builds. GWSSS_NATIVE=0 forbids the library.
+builds. GWSSS_NATIVE=0 forbids the library. On first use the parts for GPUs are built only where there is a GPU or
+TORCH_CUDA_ARCH_LIST names some; where nvcc fails, the parts for the CPU are built without them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -53,6 +54,10 @@ class Site:
     def failure(self) -> Path:
         return self.prefix.with_suffix(".failed")
 
+    @property
+    def cuda_failure(self) -> Path:
+        return self.prefix.with_suffix(".cuda-failed")
+
 
 def _constant(function: Callable[[], str | None]) -> Callable[[], str | None]:
     """torch.compile calls it while tracing. (torch.compiler.assume_constant_result would import all of TorchDynamo.)"""
@@ -87,6 +92,40 @@ def missing() -> str | None:
 
 
 @_constant
+def missing_on_gpu() -> str | None:
+    """As `missing`, for the parts that run on a GPU."""
+    if not torch.cuda.is_available():
+        return "no GPU is visible to PyTorch"
+    reason = missing()
+    if reason is None and _loaded is not None:
+        return _gpu_problem()
+    if reason is None and _prebuilt() is None and site().tools.nvcc is None:
+        return "the native library cannot be built for GPUs: no nvcc; install the CUDA toolkit, or set CUDA_HOME"
+    return reason
+
+
+@functools.cache
+def _gpu_problem() -> str | None:
+    """Asks the loaded library whether its kernels can run on the current GPU."""
+    library = ctypes.CDLL(str(_loaded))
+    library.gwsss_fast_cuda_problem.restype = ctypes.c_char_p
+    problem = library.gwsss_fast_cuda_problem().decode()
+    if not problem:
+        return None
+    built = information()["cuda architectures"].replace(";", ", ") or "none"
+    if _prebuilt() is None and (where := site()).cuda_failure.is_file():
+        failure = where.cuda_failure.read_text(encoding="utf-8").strip()
+        problem = f"nvcc failed: {failure}; delete {where.prefix} to try again"
+    return f"the native library cannot use this GPU: {problem} (architectures built: {built}; see TORCH_CUDA_ARCH_LIST)"
+
+
+@_constant
+def prepare_on_gpu() -> str | None:
+    """As `prepare`, for the parts that run on a GPU."""
+    return prepare() or missing_on_gpu()
+
+
+@_constant
 def pending() -> str | None:
     """What is still to be done before the first use, or None."""
     if _loaded is not None or _prebuilt() is not None or missing() is not None:
@@ -118,12 +157,17 @@ def _prebuilt() -> Path | None:
     return path if path.is_file() else None
 
 
+def _wants_cuda() -> bool:
+    """Whether a build on first use is for GPUs too; ahead of time it always is where there is nvcc."""
+    return torch.cuda.is_available() or bool(os.environ.get("TORCH_CUDA_ARCH_LIST"))
+
+
 @functools.cache
-def _tools(path: str, compiler: str | None) -> Tools:
+def _tools(path: str, compiler: str | None, cuda: bool) -> Tools:
     source = build.source_folder()
     if source is None:
         raise BuildError("its sources were not installed; install gwsss_fast again")
-    return build.find_tools(source)
+    return build.find_tools(source, cuda)
 
 
 @functools.cache
@@ -134,7 +178,7 @@ def _source_key(source: Path, tools: Tools, *settings: str | None) -> str:
 def site() -> Site:
     """Raises BuildError when something that the build needs is missing."""
     environment = os.environ
-    tools = _tools(environment.get("PATH", ""), environment.get("CXX"))
+    tools = _tools(environment.get("PATH", ""), environment.get("CXX"), _wants_cuda())
     source = build.source_folder()
     assert source is not None  # _tools has looked
     settings = [environment.get(name) for name in ("CXXFLAGS", "TORCH_CUDA_ARCH_LIST", "GWSSS_SANITIZE")]
@@ -160,7 +204,7 @@ def ensure(again: bool = False) -> Path:
         without = " (no nvcc: the CPU parts only)" if _lacks_nvcc(where) else ""
         _say(f"gwsss_fast: building the native library, once{without} ... ")
         try:
-            build.build(where.source, where.tools, where.prefix, where.log)
+            _build(where)
         except BuildError as error:
             _say("failed\n")
             write_text(where.failure, f"{error}\n")
@@ -169,8 +213,21 @@ def ensure(again: bool = False) -> Path:
     return where.library
 
 
+def _build(where: Site) -> None:
+    """All parts; where nvcc is there and fails, those for the CPU."""
+    try:
+        build.build(where.source, where.tools, where.prefix, where.log)
+    except BuildError as error:
+        if where.tools.nvcc is None:
+            raise
+        _say("the parts for GPUs failed, `python -m gwsss_fast.doctor` says why ... ")
+        write_text(where.cuda_failure, f"{error}\n")
+        log_of_rest = where.prefix.with_suffix(".cpu.log")
+        build.build(where.source, replace(where.tools, nvcc=None), where.prefix, log_of_rest)
+
+
 def _lacks_nvcc(where: Site) -> bool:
-    return where.tools.nvcc is None and build.has_cuda_sources(where.source)
+    return _wants_cuda() and where.tools.nvcc is None and build.has_cuda_sources(where.source)
 
 
 def _say(text: str) -> None:

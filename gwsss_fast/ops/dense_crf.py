@@ -13,6 +13,7 @@ MOST_PIXELS = (2**31 - 1) // 6  # a pixel has six corners on the lattice, which 
 
 dispatch.register("dense_crf", "reference", dispatch.Kernel(reference.dense_crf, reference.dense_crf_backward))
 native_kernels.register("dense_crf", "cpp")
+native_kernels.register("dense_crf", "cuda")
 
 
 @torch.library.custom_op("gwsss_fast::dense_crf", mutates_args=())

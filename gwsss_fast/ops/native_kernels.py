@@ -11,14 +11,17 @@ from gwsss_fast.ops import dispatch
 def register(operation: str, backend: str) -> None:
     """Register `native/<operation>.py`'s functions `<operation>`, `<operation>_backward` and `refuse`.
 
+    backend: "cpp", or "cuda" for the same functions on a GPU; these have `refuse_on_gpu` in place of `refuse`.
     Its `only_on_request`, if it has one, says for which tensors another backend is faster. All but the first two are
     traced by torch.compile and torch.export: sizes may be symbols there, and asking whether one is small would fix it.
     """
     module = import_module(f"gwsss_fast.native.{operation}")
+    on_gpu = backend == "cuda"
+    prepare = library.prepare_on_gpu if on_gpu else library.prepare
 
     def call(name: str) -> Callable[..., Any]:
         def run(*arguments: Any, **options: Any) -> Any:
-            reason = library.prepare()
+            reason = prepare()
             dispatch.check(reason is None, f"{operation}: {reason}")
             return getattr(module, name)(*arguments, **options)
 
@@ -30,10 +33,10 @@ def register(operation: str, backend: str) -> None:
         dispatch.Kernel(
             call(operation),
             call(f"{operation}_backward"),
-            refuse=module.refuse,
-            missing=library.missing,
+            refuse=module.refuse_on_gpu if on_gpu else module.refuse,
+            missing=library.missing_on_gpu if on_gpu else library.missing,
             only_on_request=getattr(module, "only_on_request", lambda *tensors: False),
             pending=library.pending,
-            prepare=library.prepare,
+            prepare=prepare,
         ),
     )

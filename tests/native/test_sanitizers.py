@@ -32,6 +32,10 @@ for labels, height, width in shapes:
             marginals[0].sum().backward()
         assert marginals.isfinite().all() and prob.grad.isfinite().all()
         torch.testing.assert_close(marginals.sum(0), torch.ones(height, width))
+        # The steps of the GPU's implementation touch the same memory there.
+        given = (prob.detach(), image, *{**widths, **changed}.values())
+        assert torch.ops.gwsss_fast_native.dense_crf_steps(*given).isfinite().all()
+        assert torch.ops.gwsss_fast_native.dense_crf_steps_backward(marginals.detach(), *given).isfinite().all()
 for shape in ((0, 4, 4), (3, 0, 4)):
     image = torch.zeros(*shape[1:], 3, dtype=torch.uint8)
     try:
