@@ -161,8 +161,8 @@ def test_where_nvcc_fails_the_parts_for_the_cpu_are_built(monkeypatch: pytest.Mo
 def test_what_is_missing_on_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library.torch.cuda, "is_available", lambda: False)
     assert library.missing_on_gpu() == "no GPU is visible to PyTorch"
-    monkeypatch.setattr(library.torch.cuda, "is_available", lambda: True)
     if library.prepare() is not None or library.information()["cuda architectures"]:
         pytest.skip("no native library for the CPU alone")
+    monkeypatch.setattr(library.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(library, "_gpu_problem", library._gpu_problem.__wrapped__)
     assert "built without nvcc (architectures built: none" in str(library.missing_on_gpu())
