@@ -149,8 +149,7 @@ def build(folder: Path, tools: Tools, prefix: Path, log: Path) -> None:
         configure += [f"-DGWSSS_SANITIZE={os.environ.get('GWSSS_SANITIZE', '')}"]
         if tools.ninja:
             configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tools.ninja}"]
-        if tools.nvcc:
-            configure += [f"-DCMAKE_CUDA_COMPILER={tools.nvcc}"]
+        configure += [f"-DCMAKE_CUDA_COMPILER={tools.nvcc or 'NOTFOUND'}"]  # CMake would look for one by itself
         parallel = str(jobs(tools.nvcc is not None))
         with log.open("w", encoding="utf-8") as output:
             for command in (

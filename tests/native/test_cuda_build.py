@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from gwsss_fast.native import build, library
 
@@ -159,10 +160,12 @@ def test_where_nvcc_fails_the_parts_for_the_cpu_are_built(monkeypatch: pytest.Mo
 
 
 def test_what_is_missing_on_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library.torch.cuda, "is_available", lambda: False)
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
     assert library.missing_on_gpu() == "no GPU is visible to PyTorch"
-    if library.prepare() is not None or library.information()["cuda architectures"]:
-        pytest.skip("no native library for the CPU alone")
+    if (reason := library.prepare()) is not None or library._prebuilt() or os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        pytest.skip(reason or "the library was not built on first use on a machine without a GPU")
+    assert not library.information()["cuda architectures"]
     monkeypatch.setattr(library.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(library, "_gpu_problem", library._gpu_problem.__wrapped__)
     assert "built without nvcc (architectures built: none" in str(library.missing_on_gpu())
