@@ -55,6 +55,16 @@ STABLE_TORCH_LIBRARY(gwsss_fast_native, library) {
   library.def(
       "dense_crf_steps_backward(Tensor grad, Tensor prob, Tensor image, float sxy_gaussian, float w_gaussian, "
       "float sxy_bilateral, float srgb, float w_bilateral, int iterations) -> Tensor");
+
+  library.def("co_attention(Tensor p, Tensor q, Tensor g, bool transpose) -> (Tensor, Tensor)");
+  library.def(
+      "co_attention_backward(Tensor grad, Tensor p, Tensor q, Tensor g, Tensor row_lse, bool transpose) -> "
+      "(Tensor, Tensor, Tensor)");
+  library.def(
+      "attention(Tensor q, Tensor k, Tensor v, Tensor? residual, Tensor? message, float message_scale) -> "
+      "(Tensor, Tensor)");
+  library.def(
+      "attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor row_lse) -> (Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gwsss_fast_native, CPU, library) {

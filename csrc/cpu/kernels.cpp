@@ -20,8 +20,10 @@
 namespace gwsss_fast {
 namespace {
 
-#define GWSSS_TABLE(isa) \
-  Kernels{#isa, isa::locate_pixels, isa::sweep_levels, isa::forward_pixels, isa::backward_pixels}
+#define GWSSS_TABLE(isa)                                                                               \
+  Kernels{#isa,              isa::locate_pixels, isa::sweep_levels,          isa::forward_pixels,      \
+          isa::backward_pixels, isa::softmax_rows, isa::softmax_gradient_rows, isa::widen, isa::accumulate, \
+          isa::sum_float,    isa::sum_bfloat16,  isa::narrow_sum}
 
 Kernels choose() {
 #if defined(GWSSS_X86)

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "product.h"
+
 namespace gwsss_fast {
 
 constexpr int kMaxDimensions = 5;
@@ -92,6 +94,29 @@ struct Sweep {
   int64_t reach(int blur) const { return climb[blur] < 0 ? -climb[blur] : climb[blur]; }
 };
 
+// Softmaxes of rows of scores, which are overwritten.
+struct SoftmaxRows {
+  float* scores;
+  int64_t columns;
+  int64_t score_stride;
+  void* weights;  // float32 or bfloat16; may be `scores`
+  int64_t weight_stride;
+  bool is_bfloat16;  // of the weights
+  float* row_lse;    // logarithm of each row's sum of exponentials
+};
+
+// Gradients of those scores: weights ~ exp(score - lse), their sum 1; gradient = weights * (slope - sum of weights * slopes). All are
+// (rows, columns) without gaps; scores are overwritten.
+struct SoftmaxGradientRows {
+  float* scores;
+  const void* slopes;  // gradients of the weights; they, weights and gradient have one type
+  int64_t columns;
+  bool is_bfloat16;
+  const float* row_lse;
+  void* weights;   // may be `scores`
+  void* gradient;  // may be `slopes`
+};
+
 struct Kernels {
   const char* name;
   // Of the pixels at places [begin, end): code of the simplex's first corner, rank of each coordinate (3 bits each) and barycentric
@@ -103,6 +128,15 @@ struct Kernels {
   bool (*forward)(const PixelPass&, int64_t begin, int64_t end, float* scratch);
   // Places [begin, end): gradient of the scores from that of the marginals.
   void (*backward)(const PixelPass&, int64_t begin, int64_t end, float* scratch);
+  // Rows [begin, end).
+  void (*softmax)(const SoftmaxRows&, int64_t begin, int64_t end);
+  void (*softmax_gradient)(const SoftmaxGradientRows&, int64_t begin, int64_t end);
+  // to = from, to += from, to = a + factor * b and to = a + b for `count` values. `a` may be null: nothing.
+  void (*widen)(const BFloat16* from, int64_t count, float* to);
+  void (*accumulate)(const BFloat16* from, int64_t count, float* to);
+  void (*sum_float)(const float* a, float factor, const float* b, int64_t count, float* to);
+  void (*sum_bfloat16)(const BFloat16* a, float factor, const BFloat16* b, int64_t count, BFloat16* to);
+  void (*narrow_sum)(const float* a, const float* b, int64_t count, BFloat16* to);
 };
 
 // The widest instruction set that this processor has; GWSSS_CPU=baseline, avx2 or avx512 asks for a narrower one.

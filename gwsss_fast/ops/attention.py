@@ -5,10 +5,11 @@ from torch import Tensor
 
 from gwsss_fast import reference
 from gwsss_fast.launch import edges
-from gwsss_fast.ops import dispatch, triton_kernels
+from gwsss_fast.ops import dispatch, native_kernels, triton_kernels
 
 dispatch.register("attention", "reference", dispatch.Kernel(reference.attention, reference.attention_backward))
 triton_kernels.register("attention", refuse=lambda q, k, v, *extras: edges.refuse(q, v))
+native_kernels.register("attention", "cpp")
 
 
 @torch.library.custom_op("gwsss_fast::attention", mutates_args=())

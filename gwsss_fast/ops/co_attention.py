@@ -5,11 +5,12 @@ from torch import Tensor
 
 from gwsss_fast import reference
 from gwsss_fast.launch import edges
-from gwsss_fast.ops import dispatch, triton_kernels
+from gwsss_fast.ops import dispatch, native_kernels, triton_kernels
 
 REVERSES = ("transpose", "directed")
 dispatch.register("co_attention", "reference", dispatch.Kernel(reference.co_attention, reference.co_attention_backward))
 triton_kernels.register("co_attention", refuse=lambda p, q, g: edges.refuse(p, g))
+native_kernels.register("co_attention", "cpp")
 
 
 @torch.library.custom_op("gwsss_fast::co_attention", mutates_args=())

@@ -43,6 +43,16 @@ for shape in ((0, 4, 4), (3, 0, 4)):
     except (RuntimeError, ValueError):
         pass
 torch.ops.gwsss_fast_native.dense_crf_forget()
+for groups, nodes, positions, channels, rank in ((1, 1, 5, 3, 2), (2, 3, 37, 20, 5), (1, 2, 1, 1, 1), (1, 2, 230, 17, 3)):
+    for dtype in (torch.float32, torch.bfloat16):
+        shape = (groups, nodes, positions)
+        sizes = (rank, rank, channels, channels, channels)
+        tensors = [torch.randn(*shape, size, generator=generator).to(dtype).requires_grad_() for size in sizes]
+        with ops.backend("cpp"):
+            for reverse in ops.REVERSES:
+                ops.co_attention(*tensors[:3], reverse=reverse).sum().backward()
+            ops.attention(*tensors[:3], residual=tensors[3], message=tensors[4], message_scale=0.5).sum().backward()
+        assert all(x.grad.isfinite().all() for x in tensors)
 print("clean")
 """
 

@@ -1,0 +1,204 @@
+#include "edges.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels.h"
+#include "parallel.h"
+
+namespace gwsss_fast {
+namespace {
+
+template <class T>
+constexpr bool kIsBFloat16 = std::is_same_v<T, BFloat16>;
+
+// Rows of scores that are worked on together: enough for the product with the values to run at full speed, few enough
+// for them to stay in the cache.
+constexpr int64_t kBlock = 224;
+constexpr int64_t kGrain = 16384;  // values that a thread takes at least
+
+struct Block {
+  int64_t first, rows;
+};
+
+int64_t blocks(int64_t positions) { return (positions + kBlock - 1) / kBlock; }
+
+// Blocks of nearly equal size.
+Block block(int64_t positions, int64_t number) {
+  const int64_t count = blocks(positions), first = number * positions / count;
+  return {first, (number + 1) * positions / count - first};
+}
+
+// Independent tasks, each by one thread; where they are fewer than threads, one after another, and their products and
+// rows are shared out.
+template <class Work>
+void run_tasks(int64_t count, const Work& work) {
+  if (count >= threads())
+    parallel_tasks(count, work);
+  else
+    for (int64_t i = 0; i < count; ++i) work(i);
+}
+
+template <class Work>
+void for_rows(int64_t rows, int64_t columns, const Work& work) {
+  parallel_for(rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, columns)), work);
+}
+
+// Scores of a block of rows: (rows, N) with `stride`.
+Matrix score_block(const EdgeSizes& sizes, const Block& of, const float* left, const float* right, float* to,
+                   int64_t stride) {
+  const Matrix scores = matrix(to, of.rows, sizes.positions, stride);
+  multiply(matrix(left + of.first * sizes.rank, of.rows, sizes.rank),
+           matrix(right, sizes.positions, sizes.rank).transposed(), scores);
+  return scores;
+}
+
+void sum(const float* a, float factor, const float* b, int64_t count, float* to) {
+  kernels().sum_float(a, factor, b, count, to);
+}
+void sum(const BFloat16* a, float factor, const BFloat16* b, int64_t count, BFloat16* to) {
+  kernels().sum_bfloat16(a, factor, b, count, to);
+}
+
+// What the messages are added to; false if nothing.
+template <class T>
+bool start(const Receiver<T>& receiver, int64_t first, int64_t count, T* out) {
+  const T* one = receiver.residual != nullptr ? receiver.residual + first : nullptr;
+  const T* other = receiver.message != nullptr ? receiver.message + first : nullptr;
+  if (other != nullptr)
+    sum(one, receiver.message_scale, other, count, out);
+  else if (one != nullptr)
+    std::memcpy(out, one, count * sizeof(T));
+  return one != nullptr || other != nullptr;
+}
+
+template <class T>
+void attend_block(const EdgeSizes& sizes, const Receiver<T>& receiver, const Block& of) {
+  const int64_t n = sizes.positions, senders = receiver.senders.size(), columns = senders * n;
+  T* out = receiver.out + of.first * sizes.channels;
+  bool started = start(receiver, of.first * sizes.channels, of.rows * sizes.channels, out);
+  if (senders == 0 && !started) std::memset(out, 0, of.rows * sizes.channels * sizeof(T));
+  Buffer<T> weights(of.rows * columns);
+  Buffer<float> apart(kIsBFloat16<T> ? of.rows * n : 0);
+  for (int64_t s = 0; s < senders; ++s) {
+    const Sender<T>& sender = receiver.senders[s];
+    T* own = weights.data() + s * n;
+    float* scores = kIsBFloat16<T> ? apart.data() : reinterpret_cast<float*>(own);
+    const int64_t stride = kIsBFloat16<T> ? n : columns;
+    score_block(sizes, of, sender.left, sender.right, scores, stride);
+    const SoftmaxRows rows{scores, n, stride, own, columns, kIsBFloat16<T>, sender.row_lse + of.first};
+    for_rows(of.rows, n, [&](int64_t begin, int64_t end) { kernels().softmax(rows, begin, end); });
+  }
+  // Senders whose values follow each other are one product: its sum is rounded once.
+  for (int64_t s = 0, end; s < senders; s = end) {
+    const T* values = receiver.senders[s].values;
+    for (end = s + 1; end < senders && receiver.senders[end].values == values + (end - s) * n * sizes.channels;) ++end;
+    multiply(matrix(weights.data() + s * n, of.rows, (end - s) * n, columns),
+             matrix(values, (end - s) * n, sizes.channels), matrix(out, of.rows, sizes.channels), started);
+    started = true;
+  }
+}
+
+// Sums of products that are kept in float32: added at once, or by way of a rounded product.
+template <class T>
+class Summed {
+ public:
+  Summed(float* sum, int64_t rows, int64_t columns)
+      : sum_(sum), rows_(rows), columns_(columns), product_(kIsBFloat16<T> ? rows * columns : 0) {}
+
+  void add(const Matrix& a, const Matrix& b) {
+    if constexpr (kIsBFloat16<T>) {
+      multiply(a, b, matrix(product_.data(), rows_, columns_), any_);
+      any_ = true;
+    } else {
+      multiply(a, b, matrix(sum_, rows_, columns_), true);
+    }
+  }
+
+  // Once after the last product.
+  void finish() {
+    if constexpr (kIsBFloat16<T>)
+      for_rows(rows_, columns_, [&](int64_t begin, int64_t end) {
+        kernels().accumulate(product_.data() + begin * columns_, (end - begin) * columns_, sum_ + begin * columns_);
+      });
+  }
+
+ private:
+  float* sum_;
+  int64_t rows_, columns_;
+  Buffer<T> product_;
+  bool any_ = false;
+};
+
+template <class T>
+void edge_backward(const EdgeSizes& sizes, const EdgeGradient<T>& edge) {
+  const int64_t n = sizes.positions, rank = sizes.rank, channels = sizes.channels;
+  const int64_t most = std::min(n, kBlock);
+  Buffer<float> scores(most * n);
+  Buffer<T> slopes(most * n), apart(kIsBFloat16<T> ? most * n : 0);
+  T* weights = kIsBFloat16<T> ? apart.data() : reinterpret_cast<T*>(scores.data());
+  Summed<T> grad_values(edge.grad_values, n, channels), grad_right(edge.grad_right, n, rank);
+  for (int64_t number = 0; number < blocks(n); ++number) {
+    const Block of = block(n, number);
+    const Matrix grad = matrix(edge.grad + of.first * channels, of.rows, channels);
+    const Matrix gradient = matrix(slopes.data(), of.rows, n), weight = matrix(weights, of.rows, n);
+    score_block(sizes, of, edge.left, edge.right, scores.data(), n);
+    multiply(grad, matrix(edge.values, n, channels).transposed(), gradient);
+    const SoftmaxGradientRows rows{scores.data(), slopes.data(), n,           kIsBFloat16<T>,
+                                   edge.row_lse + of.first,      weights, slopes.data()};
+    for_rows(of.rows, n, [&](int64_t begin, int64_t end) { kernels().softmax_gradient(rows, begin, end); });
+    grad_values.add(weight.transposed(), grad);
+    grad_right.add(gradient.transposed(), matrix(edge.own_left + of.first * rank, of.rows, rank));
+    Summed<T> grad_left(edge.grad_left + of.first * rank, of.rows, rank);
+    grad_left.add(gradient, matrix(edge.own_right, n, rank));
+    grad_left.finish();
+  }
+  grad_values.finish();
+  grad_right.finish();
+}
+
+}  // namespace
+
+template <class T>
+void attend(const EdgeSizes& sizes, const std::vector<Receiver<T>>& receivers) {
+  const int64_t each = blocks(sizes.positions);
+  run_tasks(receivers.size() * each,
+            [&](int64_t i) { attend_block(sizes, receivers[i / each], block(sizes.positions, i % each)); });
+}
+
+template <class T>
+void attend_backward(const EdgeSizes& sizes, const std::vector<std::vector<EdgeGradient<T>>>& rounds) {
+  for (const auto& edges : rounds)
+    run_tasks(edges.size(), [&](int64_t i) { edge_backward(sizes, edges[i]); });
+}
+
+template <>
+Widened<float>::Widened(const float* values, int64_t) : data_(values) {}
+
+template <>
+Widened<BFloat16>::Widened(const BFloat16* values, int64_t count) : copy_(count), data_(copy_.data()) {
+  parallel_for(count, kGrain, [&](int64_t begin, int64_t end) {
+    kernels().widen(values + begin, end - begin, copy_.data() + begin);
+  });
+}
+
+template <>
+void narrow(const float* a, const float* b, int64_t count, float* to) {
+  parallel_for(count, kGrain, [&](int64_t begin, int64_t end) {
+    kernels().sum_float(a != nullptr ? a + begin : nullptr, 1, b + begin, end - begin, to + begin);
+  });
+}
+
+template <>
+void narrow(const float* a, const float* b, int64_t count, BFloat16* to) {
+  parallel_for(count, kGrain, [&](int64_t begin, int64_t end) {
+    kernels().narrow_sum(a != nullptr ? a + begin : nullptr, b + begin, end - begin, to + begin);
+  });
+}
+
+template void attend(const EdgeSizes&, const std::vector<Receiver<float>>&);
+template void attend(const EdgeSizes&, const std::vector<Receiver<BFloat16>>&);
+template void attend_backward(const EdgeSizes&, const std::vector<std::vector<EdgeGradient<float>>>&);
+template void attend_backward(const EdgeSizes&, const std::vector<std::vector<EdgeGradient<BFloat16>>>&);
+
+}  // namespace gwsss_fast
