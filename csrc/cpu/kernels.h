@@ -105,8 +105,8 @@ struct SoftmaxRows {
   float* row_lse;    // logarithm of each row's sum of exponentials
 };
 
-// Gradients of those scores: weights ~ exp(score - lse), their sum 1; gradient = weights * (slope - sum of weights * slopes). All are
-// (rows, columns) without gaps; scores are overwritten.
+// Gradients of those scores: weights ~ exp(score - lse), their sum 1; gradient = weights * (slope - sum of weights *
+// slopes). All are (rows, columns) without gaps; scores are overwritten.
 struct SoftmaxGradientRows {
   float* scores;
   const void* slopes;  // gradients of the weights; they, weights and gradient have one type

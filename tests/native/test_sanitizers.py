@@ -43,7 +43,8 @@ for shape in ((0, 4, 4), (3, 0, 4)):
     except (RuntimeError, ValueError):
         pass
 torch.ops.gwsss_fast_native.dense_crf_forget()
-for groups, nodes, positions, channels, rank in ((1, 1, 5, 3, 2), (2, 3, 37, 20, 5), (1, 2, 1, 1, 1), (1, 2, 230, 17, 3)):
+edges = ((1, 1, 5, 3, 2), (2, 3, 37, 20, 5), (1, 2, 1, 1, 1), (1, 2, 230, 17, 3))
+for groups, nodes, positions, channels, rank in edges:
     for dtype in (torch.float32, torch.bfloat16):
         shape = (groups, nodes, positions)
         sizes = (rank, rank, channels, channels, channels)

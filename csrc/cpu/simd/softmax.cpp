@@ -88,8 +88,8 @@ float softmax_row(float* scores, int64_t columns, T* weights) {
   return any != 0 ? kNan : maximum + std::log(sum);
 }
 
-// The weights are divided by their sum: lse alone, rounded where scores are large, leaves it off one, and a gradient that
-// should vanish does not.
+// The weights are divided by their sum: lse alone, rounded where scores are large, leaves it off one, and a gradient
+// that should vanish does not.
 template <class T>
 void softmax_gradient_row(float* scores, const T* slopes, int64_t columns, float lse, T* weights, T* gradient) {
   Lanes total = {}, products = {};
