@@ -1,5 +1,6 @@
 #include "buffer.h"
 
+#include <cstdint>
 #include <cstdlib>
 #include <map>
 #include <mutex>
@@ -59,9 +60,7 @@ void* take_memory(size_t bytes) {
   const bool huge = size >= kHuge;
   void* data = nullptr;
   if (posix_memalign(&data, huge ? kHuge : kAlignment, size) != 0) throw std::bad_alloc();
-#if defined(__linux__)
-  if (huge) madvise(data, size, MADV_HUGEPAGE);
-#endif
+  if (huge) prefer_huge_pages(data, size);
   return data;
 }
 
@@ -80,6 +79,14 @@ void give_memory(void* data, size_t bytes) noexcept {
     }
   }
   std::free(data);
+}
+
+void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
+#if defined(__linux__)
+  const auto begin = (reinterpret_cast<uintptr_t>(data) + kHuge - 1) / kHuge * kHuge;
+  const auto end = (reinterpret_cast<uintptr_t>(data) + bytes) / kHuge * kHuge;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
 }
 
 void forget_memory() {

@@ -13,6 +13,9 @@ namespace gwsss_fast {
 void* take_memory(size_t bytes);
 void give_memory(void* data, size_t bytes) noexcept;
 
+// Asks for huge pages where `bytes` from `data` on have none yet: memory fresh from the system costs less then.
+void prefer_huge_pages(void* data, size_t bytes);
+
 // Returns what is kept to the system.
 void forget_memory();
 

@@ -36,6 +36,12 @@ class CodeTable {
     return -1;
   }
 
+  // Replaces every number n by number[n]; nothing may be inserted after.
+  void renumber(const int32_t* number) {
+    for (Entry& entry : entries_)
+      if (entry.number >= 0) entry.number = number[entry.number];
+  }
+
   void prefetch(uint64_t code) const { __builtin_prefetch(&entries_[slot(code)]); }
   const std::vector<uint64_t>& codes() const { return codes_; }
 

@@ -267,6 +267,7 @@ void dense_crf(const float* prob, const uint8_t* image, int64_t labels, int64_t 
                const DenseCrfOptions& options, float* marginals) {
   check_dense_crf(labels, height, width, options);
   if (height == 0 || width == 0) return;
+  prefer_huge_pages(marginals, labels * height * width * sizeof(float));
   MeanField(image, labels, height, width, options).forward(prob, marginals, options.iterations, nullptr);
 }
 

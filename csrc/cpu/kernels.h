@@ -9,7 +9,7 @@
 namespace gwsss_fast {
 
 constexpr int kMaxDimensions = 5;
-constexpr int kAhead = 4;  // pixels by which rows are fetched before they are needed
+constexpr int kAhead = 8;  // pixels by which rows are fetched before they are needed
 constexpr int kTile = 16;  // pixels whose labels are transposed together
 
 // Features of a pixel: (x, y) / sxy, and with 5 dimensions also (r, g, b) / srgb.

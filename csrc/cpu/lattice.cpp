@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -15,8 +16,8 @@ constexpr int64_t kLocated = 512;         // pixels located at a time
 constexpr int64_t kMaxStrips = 16;        // more would share more corners
 constexpr int64_t kLeastOfStrip = 2048;   // pixels
 constexpr int64_t kBlockWidth = 16;       // pixels
-constexpr int64_t kCuts = 16;             // parts of the vertices that threads take
-constexpr int64_t kLeastSorted = 8192;    // vertices; fewer stay in the second cache anyway
+constexpr int64_t kParts = 16;            // parts of the vertices that threads take
+constexpr int64_t kLeastSorted = 8192;    // rows; fewer stay in the second cache anyway
 constexpr double kLargestCoordinate = 1 << 20;  // float32 tells neighbours apart
 
 // The last simplices met by a strip, and their corners' rows: neighbouring pixels often share one.
@@ -34,11 +35,12 @@ struct Recent {
   }
 };
 
-// Builds a lattice in phases, whose work is cut the same way whatever the number of threads.
+// Builds a lattice in phases, whose work is cut the same way whatever the number of threads. Vertices are numbered level
+// by level. The levels are dealt out in parts, so that each part can be numbered for itself.
 class Builder {
  public:
   Builder(const Features& features, const Order& order)
-      : features_(features), coding_(make_coding(features)), size_(features.dimensions + 1), table_(0) {
+      : features_(features), coding_(make_coding(features)), size_(features.dimensions + 1) {
     lattice->size = size_;
     lattice->pixels = features.height * features.width;
     lattice->strip = order.strip;
@@ -47,20 +49,24 @@ class Builder {
     std::fill_n(lattice->corner.data() + entries, kAhead * size_, 0);
     lattice->strip_corner = Buffer<int32_t>(entries);
     lattice->weight = Buffer<float>(entries);
-    codes_.resize(strips());
+    strips_.resize(strips());
+    parts_.resize(kParts);
+    if (lattice->pixels % 4 != 0) find_zero();
   }
 
   std::vector<Phase> phases() {
     std::vector<Phase> plan;
     plan.push_back({strips(), [this](int64_t s) { build_strip(s); }});
-    plan.push_back({1, [this](int64_t) { merge_strips(); }});
-    plan.push_back({kCuts, [this](int64_t i) { find_levels(cut(i), cut(i + 1)); }});
-    plan.push_back({1, [this](int64_t) { sort_vertices(); }});
+    plan.push_back({1, [this](int64_t) { deal_levels(); }});
+    plan.push_back({strips(), [this](int64_t s) { sort_rows(s); }});
+    plan.push_back({kParts, [this](int64_t i) { number_vertices(parts_[i]); }});
+    plan.push_back({1, [this](int64_t) { place_parts(); }});
+    plan.push_back({kParts, [this](int64_t i) { list_sources(parts_[i]); }});
     plan.push_back({strips(), [this](int64_t s) { number_corners(s); }});
-    plan.push_back({kCuts, [this](int64_t i) { find_neighbours(cut(i), cut(i + 1)); }});
-    plan.push_back({kCuts, [this](int64_t i) { sum_rows(cut(i), cut(i + 1)); }});
+    plan.push_back({kParts, [this](int64_t i) { find_neighbours(parts_[i]); }});
+    plan.push_back({kParts, [this](int64_t i) { sum_rows(parts_[i]); }});
     for (int j = 0; j < size_; ++j)
-      plan.push_back({kCuts, [this, j](int64_t i) { blur_sums(j, i); }});
+      plan.push_back({kParts, [this, j](int64_t i) { blur_sums(j, parts_[i]); }});
     plan.push_back({strips(), [this](int64_t s) { normalise(s); }});
     return plan;
   }
@@ -68,8 +74,27 @@ class Builder {
   std::shared_ptr<Lattice> lattice = std::make_shared<Lattice>();
 
  private:
+  // What a strip knows of its rows.
+  struct Strip {
+    std::vector<uint64_t> code;
+    std::vector<int32_t> level;
+    int32_t lowest = std::numeric_limits<int32_t>::max();
+    int32_t highest = std::numeric_limits<int32_t>::min();
+    std::array<int32_t, kParts + 1> part;  // first entry of each part in `row`, and the end
+    Buffer<int32_t> row;                   // rows by part, counted in the strip
+  };
+
+  // Some levels and their vertices.
+  struct Part {
+    int64_t first_level = 0, end_level = 0;
+    int64_t vertex = 0, source = 0;  // where its vertices and their sources begin
+    int64_t vertices() const { return static_cast<int64_t>(code.size()); }
+    CodeTable table{64};             // from codes to places: vertices counted in the part
+    Buffer<uint64_t> code;           // by place
+    std::vector<int32_t> level;      // first place of each level, and the end
+  };
+
   int64_t strips() const { return static_cast<int64_t>(lattice->strip.size()) - 1; }
-  int64_t cut(int64_t i) const { return lattice->vertices * i / kCuts; }
 
   // Rows and weights of the pixels of a strip.
   void build_strip(int64_t number) {
@@ -96,36 +121,31 @@ class Builder {
         for (int k = 0; k < size_; ++k) lattice->strip_corner[place * size_ + k] = entry.row[k];
       }
     }
-    codes_[number] = table.codes();
+    Strip& strip = strips_[number];
+    strip.code = table.codes();
+    strip.level.reserve(strip.code.size());
+    for (const uint64_t code : strip.code) {
+      strip.level.push_back(level_of(code));
+      strip.lowest = std::min(strip.lowest, strip.level.back());
+      strip.highest = std::max(strip.highest, strip.level.back());
+    }
   }
 
-  // Numbers the vertices of all strips; number_[row] is that of a row.
-  void merge_strips() {
-    lattice->row.assign(1, 0);
-    for (const auto& strip : codes_) lattice->row.push_back(lattice->row.back() + static_cast<int64_t>(strip.size()));
-    lattice->strip_rows = lattice->row.back();
-    number_ = Buffer<int32_t>(lattice->strip_rows);
-    table_ = CodeTable(lattice->strip_rows);
-    int64_t row = 0;
-    constexpr size_t ahead = 16;
-    for (const auto& strip : codes_)
-      for (size_t i = 0; i < strip.size(); ++i) {
-        if (i + ahead < strip.size()) table_.prefetch(strip[i + ahead]);
-        number_[row++] = table_.insert(strip[i]);
-      }
-    if (lattice->pixels % 4 != 0) insert_zero();
-    lattice->vertices = static_cast<int64_t>(table_.codes().size());
-    place_ = Buffer<int32_t>(lattice->vertices);
-    lattice->neighbour = Buffer<int32_t>(2 * size_ * lattice->vertices);
-    for (Buffer<float>* sums : {&sum_, &blurred_}) {
-      *sums = Buffer<float>(lattice->vertices + 1);
-      (*sums)[lattice->vertices] = 0;
+  // A point's last coordinate (y or blue), which is minus the sum of the others.
+  int32_t level_of(uint64_t code) const {
+    for (int j = 0; j + 1 < size_; ++j) code -= static_cast<uint64_t>(coding_.lowest[j]) * coding_.stride[j];
+    int64_t sum = 0;
+    for (int j = size_ - 2; j >= 0; --j) {
+      const uint64_t digit = code / coding_.stride[j];
+      code -= digit * coding_.stride[j];
+      sum += static_cast<int64_t>(digit) + coding_.lowest[j];
     }
+    return static_cast<int32_t>(-sum);
   }
 
   // The published code works on blocks of four features and fills the last block with zeros. The corners around zero
   // then exist, carry no pixel, and yet pass the blur on; without them a pixel nearby can differ by some 0.002.
-  void insert_zero() {
+  void find_zero() {
     const uint8_t black[3] = {};
     const int32_t first = 0;
     uint64_t code = 0, corner[kMaxDimensions + 1];
@@ -134,61 +154,153 @@ class Builder {
     const Features zero{features_.dimensions, 1, 1, black, 1, 1, &first};
     kernels().locate(zero, coding_, 0, 1, &code, &order, weight);
     corner_codes(coding_, size_, code, order, corner);
-    for (int k = 0; k < size_; ++k) table_.insert(corner[k]);
+    zero_.assign(corner, corner + size_);
   }
 
-  // The level of each vertex: its last coordinate (y or blue), which is minus the sum of the others.
-  void find_levels(int64_t begin, int64_t end) {
-    const int dimensions = size_ - 1;
-    uint64_t origin = 0;
-    for (int j = 0; j < dimensions; ++j) origin -= static_cast<uint64_t>(coding_.lowest[j]) * coding_.stride[j];
-    for (int64_t v = begin; v < end; ++v) {
-      uint64_t left = table_.codes()[v] + origin;
-      int64_t sum = 0;
-      for (int j = dimensions - 1; j >= 0; --j) {
-        const uint64_t digit = left / coding_.stride[j];
-        left -= digit * coding_.stride[j];
-        sum += static_cast<int64_t>(digit) + coding_.lowest[j];
+  // Which levels there are, and which part each belongs to. Few vertices are one level, in the order of their rows.
+  void deal_levels() {
+    lattice->row.assign(1, 0);
+    int32_t lowest = zero_.empty() ? std::numeric_limits<int32_t>::max() : level_of(zero_[0]), highest = lowest;
+    if (zero_.empty()) highest = std::numeric_limits<int32_t>::min();
+    for (const uint64_t code : zero_) {
+      lowest = std::min(lowest, level_of(code));
+      highest = std::max(highest, level_of(code));
+    }
+    for (const Strip& strip : strips_) {
+      lattice->row.push_back(lattice->row.back() + static_cast<int64_t>(strip.code.size()));
+      lowest = std::min(lowest, strip.lowest);
+      highest = std::max(highest, strip.highest);
+    }
+    const int64_t rows = lattice->strip_rows = lattice->row.back();
+    one_level_ = rows < kLeastSorted;
+    lowest_ = lowest;
+    const int64_t levels = one_level_ ? 1 : int64_t{highest} - lowest + 1;
+    part_of_.assign(levels, 0);
+    std::vector<int64_t> count(levels, 0);
+    for (const Strip& strip : strips_)
+      for (const int32_t level : strip.level) ++count[place_of(level)];
+    int64_t dealt = 0;
+    for (int64_t level = 0; level < levels; ++level) {
+      const int64_t part = std::min(kParts * dealt / rows, kParts - 1);
+      part_of_[level] = static_cast<int32_t>(part);
+      dealt += count[level];
+    }
+    for (int64_t part = 0, level = 0; part < kParts; ++part) {
+      parts_[part].first_level = level;
+      while (level < levels && part_of_[level] == part) ++level;
+      parts_[part].end_level = level;
+    }
+    number_ = Buffer<int32_t>(rows);
+    row_sum_ = Buffer<float>(rows);
+    lattice->source = Buffer<int32_t>(rows);
+  }
+
+  int64_t place_of(int32_t level) const { return one_level_ ? 0 : int64_t{level} - lowest_; }
+
+  // Lists a strip's rows part by part.
+  void sort_rows(int64_t number) {
+    Strip& strip = strips_[number];
+    std::array<int32_t, kParts + 1> next{};
+    for (const int32_t level : strip.level) ++next[part_of_[place_of(level)] + 1];
+    for (int64_t part = 0; part < kParts; ++part) next[part + 1] += next[part];
+    strip.part = next;
+    strip.row = Buffer<int32_t>(strip.code.size());
+    for (size_t i = 0; i < strip.code.size(); ++i)
+      strip.row[next[part_of_[place_of(strip.level[i])]]++] = static_cast<int32_t>(i);
+  }
+
+  // Calls f(row counted in all strips, strip, row counted in the strip) for the rows of a part, strip by strip.
+  template <class F>
+  void for_rows(const Part& part, F&& f) const {
+    const int64_t number = &part - parts_.data();
+    for (int64_t s = 0; s < strips(); ++s)
+      for (int32_t i = strips_[s].part[number]; i < strips_[s].part[number + 1]; ++i)
+        f(lattice->row[s] + strips_[s].row[i], strips_[s], strips_[s].row[i]);
+  }
+
+  // Numbers a part's vertices in the order of their rows, and places them level by level.
+  void number_vertices(Part& part) {
+    int64_t rows = 0;
+    for (const Strip& strip : strips_) {
+      const int64_t number = &part - parts_.data();
+      rows += strip.part[number + 1] - strip.part[number];
+    }
+    part.table = CodeTable(rows);
+    std::vector<int32_t> levels;  // of the vertices
+    const int64_t last = static_cast<int64_t>(part_of_.size());
+    const auto insert = [&](uint64_t code, int64_t level) {
+      const int32_t number = part.table.insert(code);
+      if (number == static_cast<int32_t>(levels.size())) levels.push_back(static_cast<int32_t>(level - part.first_level));
+      return number;
+    };
+    for_rows(part, [&](int64_t row, const Strip& strip, int32_t i) {
+      number_[row] = insert(strip.code[i], place_of(strip.level[i]));
+    });
+    for (const uint64_t code : zero_)
+      if (const int64_t level = std::min(place_of(level_of(code)), last - 1);
+          level >= part.first_level && level < part.end_level)
+        insert(code, level);
+    part.level.assign(part.end_level - part.first_level + 1, 0);
+    for (const int32_t level : levels) ++part.level[level + 1];
+    for (size_t l = 0; l + 1 < part.level.size(); ++l) part.level[l + 1] += part.level[l];
+    std::vector<int32_t> next = part.level;
+    Buffer<int32_t> place(levels.size());
+    part.code = Buffer<uint64_t>(levels.size());
+    for (size_t v = 0; v < levels.size(); ++v) {
+      place[v] = next[levels[v]]++;
+      part.code[place[v]] = part.table.codes()[v];
+    }
+    part.table.renumber(place.data());
+    for_rows(part, [&](int64_t row, const Strip&, int32_t) { number_[row] = place[number_[row]]; });
+  }
+
+  // Where the vertices of each part begin.
+  void place_parts() {
+    int64_t vertices = 0, sources = 0;
+    lattice->level.assign(1, 0);
+    for (Part& part : parts_) {
+      const int64_t number = &part - parts_.data();
+      part.vertex = vertices;
+      part.source = sources;
+      for (size_t l = 0; l + 1 < part.level.size(); ++l) {
+        lattice->level.push_back(static_cast<int32_t>(vertices + part.level[l + 1]));
+        lattice->largest_level = std::max(lattice->largest_level, part.level[l + 1] - part.level[l]);
       }
-      place_[v] = static_cast<int32_t>(-sum);
+      vertices += part.vertices();
+      for (const Strip& strip : strips_) sources += strip.part[number + 1] - strip.part[number];
+    }
+    lattice->vertices = vertices;
+    lattice->source_start = Buffer<int32_t>(vertices + 1);
+    lattice->source_start[vertices] = static_cast<int32_t>(sources);
+    lattice->neighbour = Buffer<int32_t>(2 * size_ * vertices);
+    in_level_ = Buffer<int32_t>(vertices);
+    for (Buffer<float>* sums : {&sum_, &blurred_}) {
+      *sums = Buffer<float>(vertices + 1);
+      (*sums)[vertices] = 0;
     }
   }
 
-  // place_[number] becomes the vertex, sorted by level; lists the rows of each vertex, strip by strip.
-  void sort_vertices() {
-    const int64_t count = lattice->vertices;
-    in_level_ = Buffer<int32_t>(count);
-    if (count < kLeastSorted) {
-      for (int64_t v = 0; v < count; ++v) place_[v] = in_level_[v] = static_cast<int32_t>(v);
-      lattice->level = {0, static_cast<int32_t>(count)};
-    } else {
-      const auto [least, most] = std::minmax_element(place_.data(), place_.data() + count);
-      const int32_t lowest = *least;
-      const int64_t levels = static_cast<int64_t>(*most) - lowest + 1;
-      lattice->level.assign(levels + 1, 0);
-      for (int64_t v = 0; v < count; ++v) ++lattice->level[place_[v] - lowest + 1];
-      for (int64_t l = 0; l < levels; ++l) lattice->level[l + 1] += lattice->level[l];
-      std::vector<int32_t> next(lattice->level.begin(), lattice->level.end() - 1);
-      for (int64_t v = 0; v < count; ++v) {
-        const int32_t level = place_[v] - lowest;
-        place_[v] = next[level]++;
-        in_level_[v] = place_[v] - lattice->level[level];
-      }
-    }
-    for (size_t l = 0; l + 1 < lattice->level.size(); ++l)
-      lattice->largest_level = std::max(lattice->largest_level, lattice->level[l + 1] - lattice->level[l]);
-    lattice->source_start = Buffer<int32_t>(count + 1);
-    lattice->source = Buffer<int32_t>(lattice->strip_rows);
+  // The rows of each vertex of a part, strip by strip; number_[row] becomes the vertex.
+  void list_sources(Part& part) {
+    const int64_t count = part.vertices();
+    for (size_t l = 0; l + 1 < part.level.size(); ++l)
+      for (int32_t place = part.level[l]; place < part.level[l + 1]; ++place)
+        in_level_[part.vertex + place] = place - part.level[l];
     std::vector<int32_t> next(count + 1, 0);
-    for (int64_t i = 0; i < lattice->strip_rows; ++i) {
-      number_[i] = place_[number_[i]];
-      ++next[number_[i] + 1];
+    for_rows(part, [&](int64_t row, const Strip&, int32_t) { ++next[number_[row] + 1]; });
+    next[0] = static_cast<int32_t>(part.source);
+    for (int64_t v = 0; v < count; ++v) {
+      next[v + 1] += next[v];
+      lattice->source_start[part.vertex + v] = next[v];
     }
-    for (int64_t v = 0; v < count; ++v) next[v + 1] += next[v];
-    std::copy(next.begin(), next.end(), lattice->source_start.data());
-    for (int64_t i = 0; i < lattice->strip_rows; ++i) lattice->source[next[number_[i]]++] = static_cast<int32_t>(i);
-    row_sum_ = Buffer<float>(lattice->strip_rows);
-    std::fill_n(lattice->neighbour.data(), lattice->neighbour.size(), lattice->largest_level);
+    for_rows(part, [&](int64_t row, const Strip&, int32_t) {
+      const int32_t place = number_[row];
+      lattice->source[next[place]++] = static_cast<int32_t>(row);
+      number_[row] = static_cast<int32_t>(part.vertex + place);
+    });
+    for (int j = 0; j < size_; ++j)
+      std::fill_n(lattice->neighbour.data() + 2 * (j * lattice->vertices + part.vertex), 2 * count,
+                  lattice->largest_level);
   }
 
   // From rows counted strip by strip to rows of all strips, and to vertices; begins the row sums of the filter.
@@ -202,24 +314,38 @@ class Builder {
     }
   }
 
-  void find_neighbours(int64_t begin, int64_t end) {
+  // A step along a direction changes the level by a known number, so it says in which part to look for the vertex after
+  // another one. Nobody else writes what stands before that one.
+  void find_neighbours(const Part& part) {
     constexpr int64_t ahead = 4;
-    const auto& codes = table_.codes();
+    const auto levels = static_cast<int64_t>(part_of_.size());
     int32_t* neighbour = lattice->neighbour.data();
-    for (int64_t v = begin; v < end; ++v) {
-      if (v + ahead < end)
-        for (int j = 0; j < size_; ++j) table_.prefetch(codes[v + ahead] + coding_.step[j]);
+    for (int64_t l = part.first_level; l < part.end_level; ++l) {
+      const Part* others[kMaxDimensions + 1];
       for (int j = 0; j < size_; ++j) {
-        const int32_t found = table_.find(codes[v] + coding_.step[j]);
-        if (found < 0) continue;
-        neighbour[2 * (j * lattice->vertices + place_[v]) + 1] = in_level_[found];
-        neighbour[2 * (j * lattice->vertices + place_[found])] = in_level_[v];  // nobody else writes there
+        const int64_t other = l + lattice->climb(j);
+        others[j] = other < 0 || other >= levels ? nullptr : &parts_[part_of_[other]];
+      }
+      const int32_t first = part.level[l - part.first_level], end = part.level[l - part.first_level + 1];
+      for (int64_t place = first; place < end; ++place) {
+        if (place + ahead < end)
+          for (int j = 0; j < size_; ++j)
+            if (others[j] != nullptr) others[j]->table.prefetch(part.code[place + ahead] + coding_.step[j]);
+        const int64_t own = part.vertex + place;
+        for (int j = 0; j < size_; ++j) {
+          const int32_t found = others[j] == nullptr ? -1 : others[j]->table.find(part.code[place] + coding_.step[j]);
+          if (found < 0) continue;
+          const int64_t after = others[j]->vertex + found;
+          neighbour[2 * (j * lattice->vertices + own) + 1] = in_level_[after];
+          neighbour[2 * (j * lattice->vertices + after)] = static_cast<int32_t>(place - first);
+        }
       }
     }
   }
 
-  void sum_rows(int64_t begin, int64_t end) {
-    for (int64_t v = begin; v < end; ++v) {
+  void sum_rows(const Part& part) {
+    const int64_t end = part.vertex + part.vertices();
+    for (int64_t v = part.vertex; v < end; ++v) {
       float sum = 0;
       for (int32_t i = lattice->source_start[v]; i < lattice->source_start[v + 1]; ++i)
         sum += row_sum_[lattice->source[i]];
@@ -227,12 +353,12 @@ class Builder {
     }
   }
 
-  void blur_sums(int direction, int64_t cut) {
+  void blur_sums(int direction, const Part& part) {
     const Buffer<float>& from = direction % 2 == 0 ? sum_ : blurred_;
     Buffer<float>& to = direction % 2 == 0 ? blurred_ : sum_;
     const auto& level = lattice->level;
     const int64_t levels = static_cast<int64_t>(level.size()) - 1;
-    for (int64_t l = levels * cut / kCuts; l < levels * (cut + 1) / kCuts; ++l) {
+    for (int64_t l = part.first_level; l < part.end_level; ++l) {
       const int64_t below = std::clamp<int64_t>(l - lattice->climb(direction), 0, levels - 1);
       const int64_t above = std::clamp<int64_t>(l + lattice->climb(direction), 0, levels - 1);
       for (int64_t v = level[l]; v < level[l + 1]; ++v) {
@@ -261,11 +387,14 @@ class Builder {
   Features features_;
   Coding coding_;
   int size_;
-  CodeTable table_;
-  std::vector<std::vector<uint64_t>> codes_;
-  Buffer<int32_t> number_;
-  Buffer<int32_t> place_;
-  Buffer<int32_t> in_level_;
+  std::vector<uint64_t> zero_;    // corners that exist without a pixel
+  std::vector<Strip> strips_;
+  std::vector<Part> parts_;
+  std::vector<int32_t> part_of_;  // of each level
+  int32_t lowest_ = 0;            // level
+  bool one_level_ = false;
+  Buffer<int32_t> number_;        // of each row: its vertex, counted in the part and later in all
+  Buffer<int32_t> in_level_;      // of each vertex: its number in its level
   Buffer<float> row_sum_;
   Buffer<float> sum_;
   Buffer<float> blurred_;

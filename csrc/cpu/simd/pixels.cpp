@@ -16,8 +16,7 @@ template <int W, int S>
 inline void slice(const Edges& edges, int64_t place, const float* vertex, Row<W>& row) {
   const int32_t* corner = edges.corner + place * S;
   const float* weight = edges.weight + place * S;
-  if constexpr (S > 3)  // the other lattice is small, or its rows follow each other
-    for (int c = 0; c < S; ++c) prefetch<W>(vertex + int64_t{W} * corner[kAhead * S + c]);
+  for (int c = 0; c < S; ++c) prefetch<W>(vertex + int64_t{W} * corner[kAhead * S + c]);
 #pragma GCC unroll 6
   for (int c = 0; c < S; ++c) row.add(weight[c], vertex + int64_t{W} * corner[c]);
 }
