@@ -119,8 +119,8 @@ struct SoftmaxGradientRows {
 
 struct Kernels {
   const char* name;
-  // Of the pixels at places [begin, end): code of the simplex's first corner, rank of each coordinate (3 bits each) and barycentric
-  // weights (pixel, corner).
+  // Of the pixels at places [begin, end): code of the simplex's first corner, rank of each coordinate (3 bits each) and
+  // barycentric weights (pixel, corner).
   void (*locate)(const Features&, const Coding&, int64_t begin, int64_t end, uint64_t*, uint32_t*, float*);
   // Sums, blurs and writes one plane of the vertices of levels [begin, end), see `Sweep`.
   void (*sweep)(const Sweep&, int64_t begin, int64_t end, float* ring);

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <stdexcept>
-#include <string>
 
 #include "code_table.h"
 #include "parallel.h"
@@ -12,13 +10,9 @@
 namespace gwsss_fast {
 namespace {
 
-constexpr int64_t kLocated = 512;         // pixels located at a time
-constexpr int64_t kMaxStrips = 16;        // more would share more corners
-constexpr int64_t kLeastOfStrip = 2048;   // pixels
-constexpr int64_t kBlockWidth = 16;       // pixels
-constexpr int64_t kParts = 16;            // parts of the vertices that threads take
-constexpr int64_t kLeastSorted = 8192;    // rows; fewer stay in the second cache anyway
-constexpr double kLargestCoordinate = 1 << 20;  // float32 tells neighbours apart
+constexpr int64_t kLocated = 512;       // pixels located at a time
+constexpr int64_t kParts = 16;          // parts of the vertices that threads take
+constexpr int64_t kLeastSorted = 8192;  // rows; fewer stay in the second cache anyway
 
 // The last simplices met by a strip, and their corners' rows: neighbouring pixels often share one.
 struct Recent {
@@ -35,8 +29,8 @@ struct Recent {
   }
 };
 
-// Builds a lattice in phases, whose work is cut the same way whatever the number of threads. Vertices are numbered level
-// by level. The levels are dealt out in parts, so that each part can be numbered for itself.
+// Builds a lattice in phases, whose work is cut the same way whatever the number of threads. Vertices are numbered
+// level by level. The levels are dealt out in parts, so that each part can be numbered for itself.
 class Builder {
  public:
   Builder(const Features& features, const Order& order)
@@ -125,22 +119,10 @@ class Builder {
     strip.code = table.codes();
     strip.level.reserve(strip.code.size());
     for (const uint64_t code : strip.code) {
-      strip.level.push_back(level_of(code));
+      strip.level.push_back(level_of(coding_, size_, code));
       strip.lowest = std::min(strip.lowest, strip.level.back());
       strip.highest = std::max(strip.highest, strip.level.back());
     }
-  }
-
-  // A point's last coordinate (y or blue), which is minus the sum of the others.
-  int32_t level_of(uint64_t code) const {
-    for (int j = 0; j + 1 < size_; ++j) code -= static_cast<uint64_t>(coding_.lowest[j]) * coding_.stride[j];
-    int64_t sum = 0;
-    for (int j = size_ - 2; j >= 0; --j) {
-      const uint64_t digit = code / coding_.stride[j];
-      code -= digit * coding_.stride[j];
-      sum += static_cast<int64_t>(digit) + coding_.lowest[j];
-    }
-    return static_cast<int32_t>(-sum);
   }
 
   // The published code works on blocks of four features and fills the last block with zeros. The corners around zero
@@ -160,16 +142,15 @@ class Builder {
   // Which levels there are, and which part each belongs to. Few vertices are one level, in the order of their rows.
   void deal_levels() {
     lattice->row.assign(1, 0);
-    int32_t lowest = zero_.empty() ? std::numeric_limits<int32_t>::max() : level_of(zero_[0]), highest = lowest;
-    if (zero_.empty()) highest = std::numeric_limits<int32_t>::min();
-    for (const uint64_t code : zero_) {
-      lowest = std::min(lowest, level_of(code));
-      highest = std::max(highest, level_of(code));
-    }
+    int32_t lowest = std::numeric_limits<int32_t>::max(), highest = std::numeric_limits<int32_t>::min();
     for (const Strip& strip : strips_) {
       lattice->row.push_back(lattice->row.back() + static_cast<int64_t>(strip.code.size()));
       lowest = std::min(lowest, strip.lowest);
       highest = std::max(highest, strip.highest);
+    }
+    for (const uint64_t code : zero_) {
+      lowest = std::min(lowest, level_of(coding_, size_, code));
+      highest = std::max(highest, level_of(coding_, size_, code));
     }
     const int64_t rows = lattice->strip_rows = lattice->row.back();
     one_level_ = rows < kLeastSorted;
@@ -218,27 +199,27 @@ class Builder {
         f(lattice->row[s] + strips_[s].row[i], strips_[s], strips_[s].row[i]);
   }
 
+  int64_t rows_of(const Part& part) const {
+    const int64_t number = &part - parts_.data();
+    int64_t rows = 0;
+    for (const Strip& strip : strips_) rows += strip.part[number + 1] - strip.part[number];
+    return rows;
+  }
+
   // Numbers a part's vertices in the order of their rows, and places them level by level.
   void number_vertices(Part& part) {
-    int64_t rows = 0;
-    for (const Strip& strip : strips_) {
-      const int64_t number = &part - parts_.data();
-      rows += strip.part[number + 1] - strip.part[number];
-    }
-    part.table = CodeTable(rows);
+    part.table = CodeTable(rows_of(part));
     std::vector<int32_t> levels;  // of the vertices
-    const int64_t last = static_cast<int64_t>(part_of_.size());
     const auto insert = [&](uint64_t code, int64_t level) {
       const int32_t number = part.table.insert(code);
-      if (number == static_cast<int32_t>(levels.size())) levels.push_back(static_cast<int32_t>(level - part.first_level));
+      if (part.table.codes().size() > levels.size()) levels.push_back(static_cast<int32_t>(level - part.first_level));
       return number;
     };
     for_rows(part, [&](int64_t row, const Strip& strip, int32_t i) {
       number_[row] = insert(strip.code[i], place_of(strip.level[i]));
     });
     for (const uint64_t code : zero_)
-      if (const int64_t level = std::min(place_of(level_of(code)), last - 1);
-          level >= part.first_level && level < part.end_level)
+      if (const int64_t level = place_of(level_of(coding_, size_, code)); level >= part.first_level && level < part.end_level)
         insert(code, level);
     part.level.assign(part.end_level - part.first_level + 1, 0);
     for (const int32_t level : levels) ++part.level[level + 1];
@@ -259,7 +240,6 @@ class Builder {
     int64_t vertices = 0, sources = 0;
     lattice->level.assign(1, 0);
     for (Part& part : parts_) {
-      const int64_t number = &part - parts_.data();
       part.vertex = vertices;
       part.source = sources;
       for (size_t l = 0; l + 1 < part.level.size(); ++l) {
@@ -267,7 +247,7 @@ class Builder {
         lattice->largest_level = std::max(lattice->largest_level, part.level[l + 1] - part.level[l]);
       }
       vertices += part.vertices();
-      for (const Strip& strip : strips_) sources += strip.part[number + 1] - strip.part[number];
+      sources += rows_of(part);
     }
     lattice->vertices = vertices;
     lattice->source_start = Buffer<int32_t>(vertices + 1);
@@ -401,68 +381,6 @@ class Builder {
 };
 
 }  // namespace
-
-// Strips are nearly square cells of a grid: the more compact, the fewer corners they share with others.
-Order::Order(int64_t height, int64_t width) : pixel(height * width) {
-  int64_t rows = 1, columns = 1;
-  while (2 * rows * columns <= kMaxStrips && height * width / (2 * rows * columns) >= kLeastOfStrip)
-    (height / rows >= width / columns ? rows : columns) *= 2;
-  int64_t place = 0;
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < columns; ++c) {
-      strip.push_back(place);
-      const int64_t right = width * (c + 1) / columns;
-      for (int64_t x = width * c / columns; x < right; x += kBlockWidth)
-        for (int64_t y = height * r / rows; y < height * (r + 1) / rows; ++y)
-          for (int64_t i = x; i < std::min(x + kBlockWidth, right); ++i)
-            pixel[place++] = static_cast<int32_t>(y * width + i);
-    }
-  strip.push_back(place);
-}
-
-Coding make_coding(const Features& features) {
-  const int dimensions = features.dimensions, size = dimensions + 1;
-  const float unit_width = static_cast<float>(std::sqrt(2.0 / 3.0) * size);
-  Coding coding{};
-  double widest[kMaxDimensions], above = 0;
-  for (int i = 0; i < dimensions; ++i) {
-    coding.scale[i] = static_cast<float>(1.0 / std::sqrt((i + 2.0) * (i + 1.0)) * unit_width);
-    const double range = i == 0 ? features.width - 1 : i == 1 ? features.height - 1 : 255;
-    widest[i] = range / (i < 2 ? features.sxy : features.srgb) * coding.scale[i];
-    above += widest[i];
-  }
-  uint64_t stride = 1, total = 0;
-  double points = 1;
-  for (int j = 0; j < dimensions; ++j) {  // coordinate j lies between -j * widest[j - 1] and the sum of the later ones
-    const double below = j > 0 ? j * widest[j - 1] : 0, extent = above + below + 8.0 * size;
-    points *= extent;
-    if (!(extent < kLargestCoordinate) || !(points < 0x1p62))
-      throw std::invalid_argument(
-          std::string("dense_crf: ") + (dimensions == 2 ? "sxy_gaussian" : "sxy_bilateral or srgb") +
-          " is too small for this image; a lattice so fine cannot be indexed");
-    coding.stride[j] = stride;
-    coding.lowest[j] = -static_cast<int64_t>(below) - 4 * size;
-    total += stride;
-    stride *= static_cast<uint64_t>(std::ceil(extent));
-    above -= widest[j];
-  }
-  for (int j = 0; j <= dimensions; ++j)  // adds `dimensions` to coordinate j and takes 1 from the others
-    coding.step[j] = (j < dimensions ? size * coding.stride[j] : 0) - total;
-  return coding;
-}
-
-void corner_codes(const Coding& coding, int size, uint64_t code, uint32_t order, uint64_t* corner) {
-  uint64_t drop[8] = {};  // by rank: what the coordinate of that rank loses from some corner on
-  uint64_t total = 0;
-  for (int j = 0; j + 1 < size; ++j) {
-    drop[order >> (3 * j) & 7] = size * coding.stride[j];
-    total += coding.stride[j];
-  }
-  for (int k = 0; k < size; ++k) {
-    corner[k] = code;
-    code += total - drop[size - 1 - k];
-  }
-}
 
 std::shared_ptr<const Lattice> build_lattice(const Features& features, const Order& order) {
   Builder builder(features, order);

@@ -51,6 +51,9 @@ Coding make_coding(const Features& features);
 // Codes of the corners of the simplex whose first corner is `code`, coordinates ranked as `order` says.
 void corner_codes(const Coding& coding, int size, uint64_t code, uint32_t order, uint64_t* corner);
 
+// A point's last coordinate (y or blue), which is minus the sum of the others.
+int32_t level_of(const Coding& coding, int size, uint64_t code);
+
 // Throws as make_coding does.
 std::shared_ptr<const Lattice> build_lattice(const Features& features, const Order& order);
 
