@@ -20,13 +20,24 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks import RESULTS, ceilings, compile_ahead, gpu_checks, group_step, launches, measuring, records
+from benchmarks import (
+    RESULTS,
+    ceilings,
+    compile_ahead,
+    crf_on_gpu,
+    gpu_checks,
+    group_step,
+    launches,
+    measuring,
+    records,
+)
 from benchmarks.cases import TIMED, Operation
 from benchmarks.ceilings import Ceilings
 from benchmarks.records import Record
 from benchmarks.sizes import DTYPES, LARGE, ODD, PAPER, PAPER_8, Size
 from benchmarks.timing import EventTimer, Timer, interleave, peak_bytes
 from benchmarks.work import FORMULAS, Work
+from gwsss_fast.native import library
 
 BUDGET_S = 450.0
 RESERVE_S = 15.0
@@ -105,6 +116,28 @@ class Run:
     def say(self, text: str) -> None:
         """A line of progress."""
         self.console.print(f"[{self.clock.left():5.0f} s left] {text}", markup=False, highlight=False)
+
+
+CRF_S = 20.0
+"""What timing the dense CRF may take; half of it is the CPU's peers'."""
+
+
+def build_library(run: Run) -> bool:
+    """Build the native library's kernels, if they are not there. Whether they can run here."""
+    reason = library.prepare_on_gpu()
+    run.say(f"native library: {reason or 'ready'}")
+    run.failed += reason is not None
+    return reason is None
+
+
+def measure_crf(run: Run) -> None:
+    """The dense CRF, whose sizes and peers are its own."""
+    if not run.clock.allows(CRF_S):
+        run.skipped.append("dense_crf")
+        return
+    lines = crf_on_gpu.measure(run.device, run.step_timer, run.rounds)
+    run.keep(lines)
+    run.say(f"dense_crf: {crf_on_gpu.ratio(lines)}")
 
 
 def compile_all(run: Run, workers: int) -> None:
@@ -219,7 +252,7 @@ def last_words(run: Run) -> None:
     for (operation, peer), reason in records.reasons(run.found).items():
         run.console.print(f"not timed: {operation}, {peer}: {reason}", markup=False, highlight=False)
     run.console.print(
-        "not timed: any operation, pydensecrf: it is a dense CRF on the CPU, which is no part of this table"
+        "not timed: any other operation than dense_crf, pydensecrf2: it is a dense CRF on the CPU and nothing else"
     )
     if run.skipped:
         run.console.print(f"NO TIME WAS LEFT for: {'; '.join(run.skipped)}", markup=False, highlight=False)
@@ -253,9 +286,13 @@ def main(words: Sequence[str] | None = None) -> int:
     timers = EventTimer(), EventTimer(hide_launches=False)
     run = Run(device, Clock(options.budget), path, console, *timers, rounds=options.rounds)
     run.say(f"{records.device_name(device)}, torch {torch.__version__}, budget {options.budget:.0f} s")
+    native = build_library(run)
     compile_all(run, options.workers)
-    check_all(run, gpu_checks.all_checks(device), until=0.6 * options.budget)
+    crf = crf_on_gpu.checks(device) if native else []
+    check_all(run, [*crf, *gpu_checks.all_checks(device)], until=0.6 * options.budget)
     limits = measure_ceilings(run)
+    if native and not any(line.get("check") == "dense CRF" and line["failed"] for line in run.found):
+        measure_crf(run)
     measure_all(run, plan(), limits)
     last_words(run)
     return int(run.failed > 0)
