@@ -4,6 +4,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <vector>
+
+#include "cpu/parallel.h"
 #include "crf_arguments.h"
 
 namespace {
@@ -21,6 +24,28 @@ Tensor dense_crf(const Tensor& prob, const Tensor& image, double sxy_gaussian, d
   Tensor marginals = torch::stable::empty_like(prob);
   gwsss_fast::dense_crf(prob.const_data_ptr<float>(), image.const_data_ptr<uint8_t>(), prob.size(0), prob.size(1),
                         prob.size(2), options, marginals.mutable_data_ptr<float>());
+  return marginals;
+}
+
+// Images by the side of each other where there are as many as threads: each is then one thread's, since what runs in
+// parallel already is not divided further.
+std::vector<Tensor> dense_crf_images(const std::vector<Tensor>& probs, const std::vector<Tensor>& images,
+                                     double sxy_gaussian, double w_gaussian, double sxy_bilateral, double srgb,
+                                     double w_bilateral, int64_t iterations) {
+  STD_TORCH_CHECK(probs.size() == images.size(), "dense_crf_images: probs and images must be equally many");
+  for (size_t i = 0; i < probs.size(); ++i) check_crf(probs[i], images[i], DeviceType::CPU);
+  std::vector<Tensor> marginals;
+  for (const Tensor& prob : probs) marginals.push_back(torch::stable::empty_like(prob));
+  const auto options = crf_options(sxy_gaussian, w_gaussian, sxy_bilateral, srgb, w_bilateral, iterations);
+  const auto one = [&](int64_t i) {
+    gwsss_fast::dense_crf(probs[i].const_data_ptr<float>(), images[i].const_data_ptr<uint8_t>(), probs[i].size(0),
+                          probs[i].size(1), probs[i].size(2), options, marginals[i].mutable_data_ptr<float>());
+  };
+  const auto count = static_cast<int64_t>(probs.size());
+  if (count >= gwsss_fast::threads())
+    gwsss_fast::parallel_tasks(count, one);
+  else
+    for (int64_t i = 0; i < count; ++i) one(i);
   return marginals;
 }
 
@@ -43,6 +68,9 @@ STABLE_TORCH_LIBRARY(gwsss_fast_native, library) {
   library.def(
       "dense_crf(Tensor prob, Tensor image, float sxy_gaussian, float w_gaussian, float sxy_bilateral, float srgb, "
       "float w_bilateral, int iterations) -> Tensor");
+  library.def(
+      "dense_crf_images(Tensor[] probs, Tensor[] images, float sxy_gaussian, float w_gaussian, float sxy_bilateral, "
+      "float srgb, float w_bilateral, int iterations) -> Tensor[]");
   library.def(
       "dense_crf_backward(Tensor grad, Tensor prob, Tensor image, float sxy_gaussian, float w_gaussian, "
       "float sxy_bilateral, float srgb, float w_bilateral, int iterations) -> Tensor");
@@ -70,6 +98,7 @@ STABLE_TORCH_LIBRARY(gwsss_fast_native, library) {
 STABLE_TORCH_LIBRARY_IMPL(gwsss_fast_native, CPU, library) {
   library.impl("dense_crf", TORCH_BOX(&dense_crf));
   library.impl("dense_crf_backward", TORCH_BOX(&dense_crf_backward));
+  library.impl("dense_crf_images", TORCH_BOX(&dense_crf_images));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gwsss_fast_native, CompositeExplicitAutograd, library) {

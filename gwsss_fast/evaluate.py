@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -16,16 +19,17 @@ from rich.text import Text
 from gwsss_fast import cli
 from gwsss_fast.cam import Sweeps, score_validation_maps
 from gwsss_fast.config import DataConfig
+from gwsss_fast.data.ahead import read_ahead
 from gwsss_fast.data.dataset import Record, Split
 from gwsss_fast.data.images import read_image, read_mask
 from gwsss_fast.data.transforms import normalise
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.evaluation.segmentation import confusion_matrix, coverage, segmentation_scores
-from gwsss_fast.labels.crf import refine, refine_labels
+from gwsss_fast.labels.crf import label_probabilities, refine_images
 from gwsss_fast.labels.interchange import load_maps
 from gwsss_fast.labels.masks import save_mask
-from gwsss_fast.labels.pseudo import PseudoOptions, pseudo_label
-from gwsss_fast.models.deeplab import predict_probabilities
+from gwsss_fast.labels.pseudo import PseudoInput, PseudoOptions, pseudo_labels
+from gwsss_fast.models.deeplab import DeepLabV2, predict_probabilities
 from gwsss_fast.models.precision import autocast
 from gwsss_fast.training.logs import Reporter
 from gwsss_fast.training.runs import Run, missing_files, open_data
@@ -114,22 +118,27 @@ def predict_split(run: Run, split: Split) -> tuple[np.ndarray, np.ndarray] | Non
     scored = all(record.mask is not None for record in split.records)
     confusion, told = np.zeros((2, classes, classes), np.int64)
     with Reporter("evaluate", len(split), console=run.console) as bar:
-        for record in split.records:
-            image = read_image(record.image)
-            with autocast(run.device, run.config.precision):
-                pixels = normalise(image).to(run.device)
-                probabilities = predict_probabilities(model, pixels, options.scales, options.flip)
-            scores = probabilities.float().cpu().numpy()
+        for batch in read_ahead(split.records, lambda record: read_image(record.image), torch.get_num_threads()):
+            every = [probabilities_of(run, model, image) for _, image in batch]
             if options.crf:
-                scores = refine(scores, np.asarray(image), options.crf)
-            prediction = scores.argmax(0).astype(np.uint8)
-            save_mask(run.prediction_file(record), prediction)
-            if scored and record.mask is not None:
-                target, tags = read_mask(record.mask, classes - 1), np.array([0, *(c + 1 for c in record.labels)])
-                confusion += confusion_matrix(prediction, target, classes)
-                told += confusion_matrix(tags[scores[tags].argmax(0)], target, classes)
-            bar.advance()
+                every = refine_images(every, [np.asarray(image) for _, image in batch], options.crf)
+            for (record, _), scores in zip(batch, every, strict=True):
+                prediction = scores.argmax(0).astype(np.uint8)
+                save_mask(run.prediction_file(record), prediction)
+                if scored and record.mask is not None:
+                    target, tags = read_mask(record.mask, classes - 1), np.array([0, *(c + 1 for c in record.labels)])
+                    confusion += confusion_matrix(prediction, target, classes)
+                    told += confusion_matrix(tags[scores[tags].argmax(0)], target, classes)
+                bar.advance()
     return (confusion, told) if scored else None
+
+
+def probabilities_of(run: Run, model: DeepLabV2, image: Image.Image) -> NDArray[np.float32]:
+    """(L + 1, H, W) of one image."""
+    with autocast(run.device, run.config.precision):
+        pixels = normalise(image).to(run.device)
+        probabilities = predict_probabilities(model, pixels, run.config.evaluate.scales, run.config.evaluate.flip)
+    return probabilities.float().cpu().numpy()
 
 
 def mask_metrics(confusion: np.ndarray, classes: Sequence[str], policy: str) -> dict[str, Any]:
@@ -159,13 +168,14 @@ def score_maps(split: Split, options: Arguments) -> Table:
     if options.crf:
         threshold, classes = metrics["ensemble"]["best_threshold"], len(split.classes) + 1
         confusion = np.zeros((classes, classes), np.int64)
-        for record, path in zip(split.records, files, strict=True):
-            cams, image = load_maps(path), np.asarray(read_image(record.image))
-            settings = PseudoOptions(threshold=threshold)
-            label = pseudo_label(
-                cams.ensemble, cams.keys, background="threshold", options=settings, crf=options.crf, image=image
-            )
-            confusion += confusion_matrix(label, _target(record, classes), classes)
+        settings, items = PseudoOptions(threshold=threshold), [*zip(split.records, files, strict=True)]
+        with Reporter(f"CRF {options.crf}", len(split)) as bar:
+            for batch in read_ahead(items, _maps_and_image, torch.get_num_threads()):
+                inputs = [given for _, given in batch]
+                labels = pseudo_labels(inputs, background="threshold", options=settings, crf=options.crf)
+                for ((record, _), _), label in zip(batch, labels, strict=True):
+                    confusion += confusion_matrix(label, _target(record, classes), classes)
+                    bar.advance()
         table.add_row(f"ensemble + CRF {options.crf}", f"{100 * segmentation_scores(confusion).miou:.2f}", "")
     return table
 
@@ -174,13 +184,23 @@ def score_masks(split: Split, options: Arguments) -> Table:
     """mIoU, coverage and each class of the masks in a folder."""
     files, classes = _files(split, Path(str(options.masks)), ".png"), len(split.classes) + 1
     confusion, covered = np.zeros((classes, classes), np.int64), []
-    for record, path in zip(split.records, files, strict=True):
-        mask = read_mask(path, classes - 1)
-        if options.crf:
-            mask = refine_labels(mask, np.asarray(read_image(record.image)), classes, options.crf)
-        covered.append(coverage(mask))
-        policy = options.ignored_prediction
-        confusion += confusion_matrix(mask, _target(record, classes), classes, ignored_prediction=policy)
+    policy = options.ignored_prediction
+
+    def read(item: tuple[Record, Path]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        image = np.asarray(read_image(item[0].image)) if options.crf else None
+        return read_mask(item[1], classes - 1), image
+
+    with Reporter("masks", len(split)) as bar:
+        for batch in read_ahead([*zip(split.records, files, strict=True)], read, torch.get_num_threads()):
+            masks = [mask for _, (mask, _) in batch]
+            if options.crf:
+                probs = [label_probabilities(mask, classes, options.crf) for mask in masks]
+                images = [image for _, (_, image) in batch if image is not None]
+                masks = [x.argmax(0).astype(np.uint8) for x in refine_images(probs, images, options.crf)]
+            for ((record, _), _), mask in zip(batch, masks, strict=True):
+                covered.append(coverage(mask))
+                confusion += confusion_matrix(mask, _target(record, classes), classes, ignored_prediction=policy)
+                bar.advance()
     metrics = mask_metrics(confusion, split.classes, options.ignored_prediction)
     table = Table("masks", "%", title=_title(options.masks, split))
     table.add_row("mIoU", f"{metrics['miou']:.2f}")
@@ -189,6 +209,11 @@ def score_masks(split: Split, options: Arguments) -> Table:
     for name, value in metrics["iou"].items():
         table.add_row(Text(f"  {name}"), "-" if value != value else f"{value:.2f}")
     return table
+
+
+def _maps_and_image(item: tuple[Record, Path]) -> PseudoInput:
+    cams = load_maps(item[1])
+    return PseudoInput(cams.ensemble, cams.keys, None, np.asarray(read_image(item[0].image)), str(item[0].image))
 
 
 def _title(folder: str | None, split: Split) -> Text:

@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from gwsss_fast import cli
 from gwsss_fast.config import PseudoConfig
+from gwsss_fast.data.ahead import read_ahead
 from gwsss_fast.data.dataset import Record
 from gwsss_fast.data.images import read_image, read_mask, read_saliency
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.evaluation.segmentation import confusion_matrix, coverage, segmentation_scores
 from gwsss_fast.labels.interchange import load_maps
 from gwsss_fast.labels.masks import save_mask
-from gwsss_fast.labels.pseudo import PseudoOptions, pseudo_label
+from gwsss_fast.labels.pseudo import PseudoInput, PseudoOptions, pseudo_labels
 from gwsss_fast.training.logs import Reporter
 from gwsss_fast.training.runs import Run, missing_files
 
@@ -48,19 +51,19 @@ def make_pseudo_labels(run: Run, resume: bool = False) -> None:
     scored = {record.id for record in scoring.records} if scoring else set()
     confusion, covered = np.zeros((classes, classes), np.int64), []
     with Reporter("pseudo", len(split), console=run.console) as bar:
-        for record in split.records:
-            file = run.pseudo_file(record)
-            if file.is_file():
-                label = read_mask(file, classes - 1)
-            else:
-                label = label_of(run, record, rule)
-                save_mask(file, label)
-            covered.append(coverage(label))
-            if record.id in scored and record.mask is not None:
-                target = read_mask(record.mask, classes - 1)
-                policy = run.config.evaluate.ignored_prediction
-                confusion += confusion_matrix(label, target, classes, ignored_prediction=policy)
-            bar.advance()
+        for batch in read_ahead(split.records, lambda record: pseudo_input(run, record, rule), torch.get_num_threads()):
+            made = iter(run_rules(run, [given for _, given in batch if given is not None], rule))
+            for record, given in batch:
+                file = run.pseudo_file(record)
+                label = read_mask(file, classes - 1) if given is None else next(made)
+                if given is not None:
+                    save_mask(file, label)
+                covered.append(coverage(label))
+                if record.id in scored and record.mask is not None:
+                    target = read_mask(record.mask, classes - 1)
+                    policy = run.config.evaluate.ignored_prediction
+                    confusion += confusion_matrix(label, target, classes, ignored_prediction=policy)
+                bar.advance()
     metrics = {"coverage": 100 * float(np.mean(covered)), "background": rule}
     if scoring:
         metrics = {"miou": 100 * segmentation_scores(confusion).miou, **metrics}
@@ -89,22 +92,20 @@ def check_background(run: Run) -> str:
     return rule
 
 
-def label_of(run: Run, record: Record, rule: str) -> np.ndarray:
-    """The pseudo label (H, W) uint8 of one image from its stored maps."""
-    config = run.config.pseudo
-    cams = load_maps(run.map_file(record))
+def pseudo_input(run: Run, record: Record, rule: str) -> PseudoInput | None:
+    """What an image's pseudo label is made from; None where it has been made."""
+    if run.pseudo_file(record).is_file():
+        return None
+    config, cams = run.config.pseudo, load_maps(run.map_file(record))
     saliency = read_saliency(record.saliency) if rule == "saliency" and record.saliency else None
     image = np.asarray(read_image(record.image)) if config.crf else None
-    return pseudo_label(
-        getattr(cams, config.readout),
-        cams.keys,
-        background=rule,
-        saliency=saliency,
-        options=pseudo_options(config),
-        crf=config.crf,
-        image=image,
-        name=str(record.image),
-    )
+    return PseudoInput(getattr(cams, config.readout), cams.keys, saliency, image, str(record.image))
+
+
+def run_rules(run: Run, inputs: Sequence[PseudoInput], rule: str) -> list[NDArray[np.uint8]]:
+    """The pseudo labels of some images, as the run's configuration wants them."""
+    config = run.config.pseudo
+    return pseudo_labels(inputs, background=rule, options=pseudo_options(config), crf=config.crf)
 
 
 def pseudo_options(config: PseudoConfig) -> PseudoOptions:

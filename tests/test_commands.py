@@ -204,7 +204,7 @@ def test_images_without_masks_are_left_out_of_the_score(
         assert evaluate.main(["--data", str(data), f"--{kind}", folder, "--split", "train_aug"]) == 0
         part = capsys.readouterr()
         assert "3 of the 10 images of split train_aug have masks" in part.err
-        assert not whole.err
+        assert "have masks" not in whole.err
         rows, of_all = ([line for line in out.splitlines() if "│" in line] for out in (part.out, whole.out))
         assert rows == of_all
     (lists / "train.txt").unlink()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -46,31 +47,45 @@ def crf_preset(preset: str | CrfPreset) -> CrfPreset:
     return PRESETS[preset]
 
 
-def refine(prob: ArrayLike, image: ArrayLike, preset: str | CrfPreset = "psa") -> NDArray[np.float32]:
+def refine(
+    prob: ArrayLike, image: ArrayLike, preset: str | CrfPreset = "psa", *, prune: bool = False
+) -> NDArray[np.float32]:
     """Marginals (L, H, W) from label probabilities (L, H, W) and the RGB image (H, W, 3), raw pixels 0..255.
 
+    prune: leave out labels that have probability zero at every pixel, whose marginals are then zero. It saves their
+    time; without it they keep a share of 1e-5, which is what the probabilities are clipped to.
     Raises GwsssError for an unknown preset or shapes that do not agree.
     """
+    return refine_images([prob], [image], preset, prune=prune)[0]
+
+
+def refine_images(
+    probs: Sequence[ArrayLike], images: Sequence[ArrayLike], preset: str | CrfPreset = "psa", *, prune: bool = False
+) -> list[NDArray[np.float32]]:
+    """`refine` of several images, of any sizes; on the CPU they run by the side of each other."""
     settings = crf_preset(preset)
-    probabilities = torch.as_tensor(np.ascontiguousarray(prob, dtype=np.float32))
-    pixels = torch.as_tensor(np.array(image, dtype=np.uint8))  # a copy: arrays of Pillow images are read-only
-    if probabilities.dim() != 3 or tuple(pixels.shape) != (*probabilities.shape[1:], 3):
-        raise GwsssError(
-            f"probabilities of shape {tuple(probabilities.shape)} and an image of shape {tuple(pixels.shape)} do not "
-            "fit; pass (L, H, W) and (H, W, 3)"
-        )
-    with torch.no_grad():
-        marginals = ops.dense_crf(
-            probabilities,
-            pixels,
-            sxy_gaussian=float(settings.sxy_gaussian),
-            w_gaussian=float(settings.w_gaussian),
-            sxy_bilateral=float(settings.sxy_bilateral),
-            srgb=float(settings.srgb),
-            w_bilateral=float(settings.w_bilateral),
-            iterations=settings.iterations,
-        )
-    return marginals.numpy()
+    given = [np.ascontiguousarray(prob, dtype=np.float32) for prob in probs]
+    pixels = [np.array(image, dtype=np.uint8) for image in images]  # copies: arrays of Pillow images are read-only
+    for prob, image in zip(given, pixels, strict=True):
+        if prob.ndim != 3 or image.shape != (*prob.shape[1:], 3):
+            raise GwsssError(
+                f"probabilities of shape {prob.shape} and an image of shape {image.shape} do not fit; pass (L, H, W) "
+                "and (H, W, 3)"
+            )
+    present = [np.asarray(prob.any((1, 2)) if prune else np.ones(len(prob), bool)) for prob in given]
+    kept = [prob[some] if some.any() and not some.all() else prob for prob, some in zip(given, present, strict=True)]
+    options = {name: value for name, value in asdict(settings).items() if name != "gt_prob"}
+    marginals = ops.dense_crf_images([*map(torch.from_numpy, kept)], [*map(torch.from_numpy, pixels)], **options)
+    return [_with_absent(x.numpy(), some) for x, some in zip(marginals, present, strict=True)]
+
+
+def _with_absent(marginals: NDArray[np.float32], present: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """The marginals of all labels: zero for those that were left out."""
+    if len(marginals) == len(present):
+        return marginals
+    whole = np.zeros((len(present), *marginals.shape[1:]), np.float32)
+    whole[present] = marginals
+    return whole
 
 
 def refine_labels(
@@ -86,6 +101,14 @@ def refine_labels(
     Each pixel's own label has probability `gt_prob` (default: the preset's, else 0.7), the others share the rest.
     Raises GwsssError for a probability outside (0, 1) or a label out of range.
     """
+    prob = label_probabilities(labels, num_labels, preset, gt_prob=gt_prob)
+    return refine(prob, image, preset).argmax(0).astype(np.uint8)
+
+
+def label_probabilities(
+    labels: ArrayLike, num_labels: int, preset: str | CrfPreset = "irn", *, gt_prob: float | None = None
+) -> NDArray[np.float32]:
+    """The probabilities (num_labels, H, W) from which `refine_labels` starts. Raises GwsssError as it does."""
     settings = crf_preset(preset)
     certainty = gt_prob if gt_prob is not None else settings.gt_prob if settings.gt_prob is not None else 0.7
     if not 0 < certainty < 1:
@@ -95,8 +118,8 @@ def refine_labels(
     if num_labels < 1 or np.any((hard[~unsure] < 0) | (hard[~unsure] >= num_labels)):
         raise GwsssError(f"the labels to refine must be 0 to {num_labels - 1}, or 255")
     if num_labels == 1:
-        return np.zeros(hard.shape, np.uint8)
+        return np.ones((1, *hard.shape), np.float32)
     prob = np.full((num_labels, *hard.shape), (1 - certainty) / (num_labels - 1), np.float32)
     np.put_along_axis(prob, np.where(unsure, 0, hard)[None], certainty, 0)
     prob[:, unsure] = 1 / num_labels
-    return refine(prob, image, settings).argmax(0).astype(np.uint8)
+    return prob

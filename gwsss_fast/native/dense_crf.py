@@ -27,6 +27,13 @@ def dense_crf(prob: Tensor, image: Tensor, **options: Any) -> Tensor:
     return marginals.to(prob.dtype)
 
 
+def dense_crf_images(probs: list[Tensor], images: list[Tensor], **options: Any) -> list[Tensor]:
+    """`dense_crf` of several images, by the side of each other where there are as many as threads."""
+    packed = [prob.float().contiguous() for prob in probs], [image.contiguous() for image in images]
+    marginals = torch.ops.gwsss_fast_native.dense_crf_images(*packed, **options)
+    return [result.to(prob.dtype) for result, prob in zip(marginals, probs, strict=True)]
+
+
 def dense_crf_backward(grad: Tensor, prob: Tensor, image: Tensor, **options: Any) -> Tensor:
     """Gradient of `prob`: back through every update, by the transposed filter. The image gets none."""
     packed = (grad.float().contiguous(), prob.float().contiguous(), image.contiguous())

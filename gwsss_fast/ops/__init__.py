@@ -6,7 +6,7 @@
 from gwsss_fast.ops.attention import attention
 from gwsss_fast.ops.co_attention import REVERSES, co_attention
 from gwsss_fast.ops.conv_gru import conv_gru
-from gwsss_fast.ops.dense_crf import dense_crf
+from gwsss_fast.ops.dense_crf import dense_crf, dense_crf_images
 from gwsss_fast.ops.dispatch import BACKENDS, available, backend
 from gwsss_fast.ops.edge_readout import edge_readout
 from gwsss_fast.ops.graph_dropout import graph_dropout
@@ -21,6 +21,7 @@ __all__ = [
     "co_attention",
     "conv_gru",
     "dense_crf",
+    "dense_crf_images",
     "edge_readout",
     "edge_scores",
     "graph_dropout",

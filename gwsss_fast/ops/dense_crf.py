@@ -1,13 +1,16 @@
 """`ops.dense_crf`: mean field of a fully connected CRF with Gaussian edges."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from gwsss_fast import reference
+from gwsss_fast.native import dense_crf as native
 from gwsss_fast.ops import dispatch, native_kernels
 
+OPTIONS = ("sxy_gaussian", "w_gaussian", "sxy_bilateral", "srgb", "w_bilateral", "iterations")
 MOST_LABELS = 65535
 MOST_PIXELS = (2**31 - 1) // 6  # a pixel has six corners on the lattice, which are counted in 32 bits
 
@@ -28,7 +31,7 @@ def _dense_crf(
     iterations: int,
     backend: str,
 ) -> Tensor:
-    dispatch.check(not bool(prob.isnan().any()), "dense_crf: prob holds NaN")
+    _check_nan(prob)
     options = _options(sxy_gaussian, w_gaussian, sxy_bilateral, srgb, w_bilateral, iterations)
     return dispatch.kernel("dense_crf", backend).forward(prob, image, **options)
 
@@ -60,9 +63,13 @@ def _(grad, prob, image, sxy_gaussian, w_gaussian, sxy_bilateral, srgb, w_bilate
     return prob.new_empty(prob.shape)
 
 
+def _check_nan(prob: Tensor) -> None:
+    # The largest of values with a NaN is NaN: one pass that writes nothing.
+    dispatch.check(prob.numel() == 0 or not bool(prob.amax().isnan()), "dense_crf: prob holds NaN")
+
+
 def _options(*values: float) -> dict[str, float]:
-    names = ("sxy_gaussian", "w_gaussian", "sxy_bilateral", "srgb", "w_bilateral", "iterations")
-    return dict(zip(names, values, strict=True))
+    return dict(zip(OPTIONS, values, strict=True))
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -96,6 +103,42 @@ def dense_crf(
     levels) and `w_bilateral`. Returns (L, H, W) in prob's dtype, computed in float32; differentiable in prob. Raises
     GwsssError when an argument does not fit.
     """
+    options = (sxy_gaussian, w_gaussian, sxy_bilateral, srgb, w_bilateral, iterations)
+    _check(prob, image, *options)
+    backend = dispatch.choose("dense_crf", prob, image)
+    return dispatch.without_autocast(_dense_crf, prob, image, *map(float, options[:-1]), iterations, backend)
+
+
+def dense_crf_images(probs: Sequence[Tensor], images: Sequence[Tensor], **options: float) -> list[Tensor]:
+    """`dense_crf` of several images, of any sizes, with the same `options`; without gradients.
+
+    On the CPU as many images as there are threads run by the side of each other, which keeps the threads busier than
+    one image after another does. Results are the same. Raises GwsssError as `dense_crf` does.
+    """
+    dispatch.check(
+        len(probs) == len(images), f"dense_crf_images: {len(probs)} probs but {len(images)} images; pass as many"
+    )
+    pairs = [*zip(probs, images, strict=True)]
+    for prob, image in pairs:
+        _check(prob, image, **options)
+    if not pairs or any(dispatch.choose("dense_crf", *pair) != "cpp" for pair in pairs):
+        return [dense_crf(prob.detach(), image, **options) for prob, image in pairs]  # type: ignore[arg-type]
+    for prob in probs:
+        _check_nan(prob)
+    return native.dense_crf_images([prob.detach() for prob in probs], list(images), **options)
+
+
+def _check(
+    prob: Tensor,
+    image: Tensor,
+    sxy_gaussian: float,
+    w_gaussian: float,
+    sxy_bilateral: float,
+    srgb: float,
+    w_bilateral: float,
+    iterations: float,
+) -> None:
+    """Raises GwsssError for an argument that does not fit."""
     dispatch.check(
         prob.is_floating_point() and prob.dim() == 3 and prob.shape[0] > 0,
         f"dense_crf: prob must be floating point (L, H, W) with L >= 1, not {prob.dtype} {tuple(prob.shape)}",
@@ -118,6 +161,3 @@ def dense_crf(
         dispatch.check(
             math.isfinite(width) and width > 0, f"dense_crf: {name} is {width}; it must be a number above zero"
         )
-    backend = dispatch.choose("dense_crf", prob, image)
-    options = (sxy_gaussian, w_gaussian, sxy_bilateral, srgb, w_bilateral, iterations)
-    return dispatch.without_autocast(_dense_crf, prob, image, *map(float, options[:-1]), iterations, backend)

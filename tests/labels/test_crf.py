@@ -8,7 +8,7 @@ from PIL import Image
 from scipy import ndimage
 
 from gwsss_fast.errors import GwsssError
-from gwsss_fast.labels.crf import PRESETS, refine, refine_labels
+from gwsss_fast.labels.crf import PRESETS, refine, refine_images, refine_labels
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,29 @@ def test_probabilities_are_refined_as_by_pydensecrf(scene):
     got = refine(prob, Image.fromarray(image), "deeplab")
     assert got.dtype == np.float32
     assert np.abs(got - expected).max() <= 1e-3
+
+
+def test_absent_labels_are_left_out_where_asked(scene):
+    """As if they were never there; kept, they hold a little probability that shows in the others."""
+    labels, image = scene
+    prob = ndimage.gaussian_filter(np.eye(4, dtype=np.float32)[labels], (3, 3, 0)).transpose(2, 0, 1)
+    wide = np.insert(prob, [1, 3], 0, axis=0)  # labels 1 and 4 of 6
+    pruned = refine(wide, image, "psa", prune=True)
+    assert not pruned[[1, 4]].any()
+    assert np.array_equal(pruned[[0, 2, 3, 5]], refine(prob, image, "psa"))
+    kept = refine(wide, image, "psa")
+    assert 0 < kept[[1, 4]].max() < 0.01
+
+
+def test_images_together_are_as_one_by_one(scene):
+    labels, image = scene
+    prob = ndimage.gaussian_filter(np.eye(4, dtype=np.float32)[labels], (3, 3, 0)).transpose(2, 0, 1)
+    probs = [prob[:, : 40 - 7 * i] for i in range(5)]
+    images = [image[: 40 - 7 * i] for i in range(5)]
+    together = refine_images(probs, images, "deeplab")
+    for one, p, pixels in zip(together, probs, images, strict=True):
+        assert np.array_equal(one, refine(p, pixels, "deeplab"))
+    assert refine_images([], [], "psa") == []
 
 
 def test_hard_labels_are_refined_as_by_pydensecrf(scene):

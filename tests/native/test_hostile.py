@@ -37,7 +37,14 @@ with_nan = torch.full((3, 6, 7), 1 / 3)
 with_nan[1, 2, 3] = nan
 huge = torch.zeros(1).expand(2, 1 << 20, 1 << 20)
 large_image = torch.zeros(1, dtype=torch.uint8).expand(1 << 20, 1 << 20, 3)
-for kind, function in (("public", ops.dense_crf), ("raw", raw.dense_crf)):
+def together(function):
+    return lambda prob, image, **options: function([prob, prob], [image, image], **options)[1]
+
+kinds = {
+    "public": ops.dense_crf, "raw": raw.dense_crf,
+    "public images": together(ops.dense_crf_images), "raw images": together(raw.dense_crf_images),
+}
+for kind, function in kinds.items():
     def case(name, **arguments):
         attempt(f"{kind} {name}", function, **arguments)
     case("no labels", prob=torch.zeros(0, 6, 7))
@@ -66,6 +73,7 @@ attempt("raw gradient", lambda p, i, **o: raw.dense_crf_backward(grad, p, i, **o
 attempt("raw gradient nan", lambda p, i, **o: raw.dense_crf_backward(torch.full((3, 6, 7), nan), p, i, **o))
 print("alive")
 """
+KINDS = ("public", "raw", "public images", "raw images")
 NAMED = {
     "no labels": "prob",
     "nan": "prob",
@@ -101,7 +109,7 @@ def told() -> dict[str, str]:
     return dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
 
 
-@pytest.mark.parametrize("kind", ["public", "raw"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_each_is_an_exception_that_names_the_argument(told: dict[str, str], kind: str) -> None:
     for case, argument in NAMED.items():
         answer = told[f"{kind} {case}"]
@@ -109,7 +117,7 @@ def test_each_is_an_exception_that_names_the_argument(told: dict[str, str], kind
         assert argument in answer, (case, answer)
 
 
-@pytest.mark.parametrize("kind", ["public", "raw"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_odd_but_sound_arguments_are_computed(told: dict[str, str], kind: str) -> None:
     for case in FINE:
         assert told[f"{kind} {case}"].startswith("fine"), (case, told[f"{kind} {case}"])
