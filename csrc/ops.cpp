@@ -93,6 +93,33 @@ STABLE_TORCH_LIBRARY(gwsss_fast_native, library) {
       "(Tensor, Tensor)");
   library.def(
       "attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor row_lse) -> (Tensor, Tensor, Tensor)");
+
+  // Of the type of `like`, in memory that is used again.
+  library.def("new_empty(Tensor like, int[] shape) -> Tensor");
+
+  // Graph dropout: results are written to the last arguments. keep_salient: bool (B, K).
+  library.def(
+      "graph_dropout(Tensor g, Tensor keep_salient, float drop_threshold, Tensor(a!) out, Tensor(b!) o) -> ()");
+  library.def(
+      "graph_dropout_backward(Tensor grad, Tensor g, Tensor o, Tensor keep_salient, float drop_threshold, "
+      "Tensor(a!) grad_g) -> ()");
+
+  // ConvGRU on rows (R, C) or, for opened, back and from_gates, (R, 2 C): unit stride in the channels.
+  library.def("conv_gru_gates(Tensor opened, Tensor h, Tensor(a!) z, Tensor(b!) r, Tensor(c!) reset) -> ()");
+  library.def("conv_gru_blend(Tensor(a!) c, Tensor h, Tensor z, Tensor(b!) out) -> ()");
+  library.def(
+      "conv_gru_slopes(Tensor grad, Tensor h, Tensor z, Tensor c, Tensor(a!) slope_z, Tensor(b!) slope_c) -> ()");
+  library.def("conv_gru_reset(Tensor grad_reset, Tensor h, Tensor r, Tensor(a!) slope_r, Tensor(b!) reset) -> ()");
+  library.def(
+      "conv_gru_join(Tensor grad, Tensor back, Tensor from_gates, Tensor z, Tensor r, Tensor(a!) grad_m, "
+      "Tensor(b!) grad_h) -> ()");
+
+  // Edge readout of one group, float32.
+  library.def("edge_readout_positions(Tensor grams) -> Tensor");
+  library.def("edge_readout_positions_backward(Tensor(a!) grams, Tensor toward) -> Tensor");
+  library.def("edge_readout_channels(Tensor scores, Tensor mean) -> Tensor");
+  library.def("edge_readout_channels_backward(Tensor(a!) scores, Tensor mean, Tensor grad) -> Tensor");
+  library.def("edge_readout_mirror(Tensor(a!) matrices, bool add) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gwsss_fast_native, CPU, library) {

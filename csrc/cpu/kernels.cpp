@@ -20,10 +20,16 @@
 namespace gwsss_fast {
 namespace {
 
-#define GWSSS_TABLE(isa)                                                                               \
-  Kernels{#isa,              isa::locate_pixels, isa::sweep_levels,          isa::forward_pixels,      \
-          isa::backward_pixels, isa::softmax_rows, isa::softmax_gradient_rows, isa::widen, isa::accumulate, \
-          isa::sum_float,    isa::sum_bfloat16,  isa::narrow_sum}
+// In the order of the struct's members.
+#define GWSSS_TABLE(isa)                                                                                     \
+  Kernels {                                                                                                  \
+    #isa, isa::locate_pixels, isa::sweep_levels, isa::forward_pixels, isa::backward_pixels,                  \
+        isa::softmax_rows, isa::softmax_gradient_rows,                                                       \
+        isa::widen, isa::accumulate, isa::sum_float, isa::sum_bfloat16, isa::narrow_sum,                     \
+        isa::dropout_means, isa::dropout_scale,                                                              \
+        isa::gru_gates, isa::gru_blend, isa::gru_slopes, isa::gru_reset, isa::gru_join,                      \
+        isa::edge_positions, isa::edge_channels, isa::edge_channels_backward, isa::mirror_rows               \
+  }
 
 Kernels choose() {
 #if defined(GWSSS_X86)

@@ -117,6 +117,92 @@ struct SoftmaxGradientRows {
   void* gradient;  // may be `slopes`
 };
 
+// A matrix of float or BFloat16 whose lines are contiguous; `stride` values from line to line.
+struct Rows {
+  void* data;
+  int64_t stride;
+};
+
+// Graph dropout of contiguous nodes, rows of `channels` values: out = g s forward; backward, where `grad` is not null,
+// out = grad s + slope / channels * sum over channels of grad g.
+struct DropoutPass {
+  bool is_bfloat16;  // g, grad and out
+  int64_t channels;
+  const void* g;
+  const void* grad;
+  void* out;
+  float* o;            // (rows) channel means
+  const float* s;      // (rows) the map
+  const float* slope;  // (rows) its derivative by o
+};
+
+// What follows the products of a ConvGRU, on (rows, channels).
+struct GruShape {
+  bool is_bfloat16;
+  int64_t channels;
+};
+
+// z, r = sigmoid(opened), which holds both side by side; reset = r h.
+struct GruGates {
+  GruShape shape;
+  Rows opened, h, z, r, reset;
+};
+
+// c = tanh(c) in place; out = (1 - z) h + z c.
+struct GruBlend {
+  GruShape shape;
+  Rows c, h, z, out;
+};
+
+// Gradients before the sigmoid of z and the tanh of c.
+struct GruSlopes {
+  GruShape shape;
+  Rows grad, h, z, c, slope_z, slope_c;
+};
+
+// The gradient before the sigmoid of r from that of r h; reset = r h.
+struct GruReset {
+  GruShape shape;
+  Rows grad_reset, h, r, slope_r, reset;
+};
+
+// grad_m = the left halves of back and from_gates; grad_h = grad (1 - z) + r times the right half of back + that of
+// from_gates.
+struct GruJoin {
+  GruShape shape;
+  Rows grad, back, from_gates, z, r, grad_m, grad_h;
+};
+
+// Values a line of vectors of any width: the rest after the last value is zero.
+constexpr int64_t kLine = 16;
+inline int64_t line_pitch(int64_t size) { return (size + kLine - 1) / kLine * kLine; }
+
+// Edge readout, softmax over positions. Scores of edge (i, j) are grams[i] + grams[j]. A pair is i <= j.
+struct EdgePositions {
+  int64_t nodes;
+  int64_t positions;
+  float* grams;         // (nodes, positions, positions); replaced by its gradient where `toward` is given
+  const float* toward;  // (pairs, pitch) gradient of the column means, or null
+};
+
+// Edge readout, softmax over channels. Scores of edge (i, j) in the rows of node i: blocks i and j of `scores`.
+struct EdgeChannels {
+  int64_t nodes;
+  int64_t channels;
+  float* scores;      // (nodes channels, nodes channels); replaced by its gradient backward
+  const float* mean;  // (nodes, pitch) over positions
+  float* out;         // (nodes, nodes, channels) forward: half of edge (i, j) that belongs to i
+  const float* grad;  // the same shape, backward
+};
+
+// A square matrix to be made symmetric: what is above the diagonal also below it, or the sum of both.
+constexpr int kMirror = 16;
+struct Mirror {
+  float* matrix;
+  int64_t size;
+  bool add;
+};
+
 struct Kernels {
   const char* name;
   // Of the pixels at places [begin, end): code of the simplex's first corner, rank of each coordinate (3 bits each) and
@@ -137,6 +223,23 @@ struct Kernels {
   void (*sum_float)(const float* a, float factor, const float* b, int64_t count, float* to);
   void (*sum_bfloat16)(const BFloat16* a, float factor, const BFloat16* b, int64_t count, BFloat16* to);
   void (*narrow_sum)(const float* a, const float* b, int64_t count, BFloat16* to);
+  // Rows [begin, end): channel means o; products with the map s.
+  void (*dropout_means)(const DropoutPass&, int64_t begin, int64_t end);
+  void (*dropout_scale)(const DropoutPass&, int64_t begin, int64_t end);
+  // Rows [begin, end).
+  void (*gru_gates)(const GruGates&, int64_t begin, int64_t end);
+  void (*gru_blend)(const GruBlend&, int64_t begin, int64_t end);
+  void (*gru_slopes)(const GruSlopes&, int64_t begin, int64_t end);
+  void (*gru_reset)(const GruReset&, int64_t begin, int64_t end);
+  void (*gru_join)(const GruJoin&, int64_t begin, int64_t end);
+  // Rows [begin, end) of every matrix. Adds to weights (pairs, pitch) the column means' parts of these rows.
+  // scratch: (1 + nodes, pitch).
+  void (*edge_positions)(const EdgePositions&, int64_t begin, int64_t end, float* scratch, float* weights);
+  // Rows [begin, end) of the scores. scratch: (nodes, pitch + 6). Backward adds to grad_mean (nodes, pitch).
+  void (*edge_channels)(const EdgeChannels&, int64_t begin, int64_t end, float* scratch);
+  void (*edge_channels_backward)(const EdgeChannels&, int64_t begin, int64_t end, float* scratch, float* grad_mean);
+  // Tiles of kMirror rows [begin, end), with all that lies opposite of them.
+  void (*mirror)(const Mirror&, int64_t begin, int64_t end);
 };
 
 // The widest instruction set that this processor has; GWSSS_CPU=baseline, avx2 or avx512 asks for a narrower one.

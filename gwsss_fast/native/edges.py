@@ -1,4 +1,4 @@
-"""What the native attention and co-attention share: which tensors they take, and in which arithmetic."""
+"""What the native operations share: which tensors they take, and in which arithmetic."""
 
 from __future__ import annotations
 

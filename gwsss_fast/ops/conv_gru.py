@@ -4,13 +4,14 @@ import torch
 from torch import Tensor
 
 from gwsss_fast import aten, reference
-from gwsss_fast.ops import dispatch, triton_kernels
+from gwsss_fast.ops import dispatch, native_kernels, triton_kernels
 
 dispatch.register("conv_gru", "reference", dispatch.Kernel(reference.conv_gru, reference.conv_gru_backward))
 dispatch.register(
     "conv_gru", "aten", dispatch.Kernel(aten.conv_gru, aten.conv_gru_backward, refuse=aten.refuse_conv_gru)
 )
 triton_kernels.register("conv_gru")
+native_kernels.register("conv_gru", "cpp")
 
 
 def _node_layout(x: Tensor) -> Tensor:

@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 
 from gwsss_fast import aten, reference
-from gwsss_fast.ops import dispatch, triton_kernels
+from gwsss_fast.ops import dispatch, native_kernels, triton_kernels
 
 dispatch.register("edge_readout", "reference", dispatch.Kernel(reference.edge_readout, reference.edge_readout_backward))
 dispatch.register("edge_readout", "aten", dispatch.Kernel(aten.edge_readout, aten.edge_readout_backward))
 triton_kernels.register("edge_readout")
+native_kernels.register("edge_readout", "cpp")
 # Backends whose forward pass also returns its softmaxes' statistics, (B, K, K, 3, N) and (B, K, K, 3, C), which their
 # backward pass then takes; the others need none.
 KEEP_STATISTICS = ("triton",)

@@ -4,12 +4,13 @@ import torch
 from torch import Tensor
 
 from gwsss_fast import reference
-from gwsss_fast.ops import dispatch, triton_kernels
+from gwsss_fast.ops import dispatch, native_kernels, triton_kernels
 
 dispatch.register(
     "graph_dropout", "reference", dispatch.Kernel(reference.graph_dropout, reference.graph_dropout_backward)
 )
 triton_kernels.register("graph_dropout")
+native_kernels.register("graph_dropout", "cpp")
 
 
 @torch.library.custom_op("gwsss_fast::graph_dropout", mutates_args=())

@@ -42,6 +42,16 @@ for shape in ((0, 4, 4), (3, 0, 4)):
         torch.ops.gwsss_fast_native.dense_crf(torch.zeros(shape), image, *widths.values())
     except (RuntimeError, ValueError):
         pass
+for groups, nodes, positions, channels in ((1, 1, 1, 1), (2, 3, 17, 5), (1, 2, 33, 49), (1, 4, 1, 20), (0, 2, 3, 4)):
+    for dtype in (torch.float32, torch.bfloat16):
+        g = torch.randn(groups, nodes, positions, channels, generator=generator).to(dtype).requires_grad_()
+        state = torch.randn(nodes, channels, positions, 1, generator=generator).to(dtype).requires_grad_()
+        weight = torch.randn(3 * channels, 2 * channels, 1, 1, generator=generator).to(dtype).requires_grad_()
+        with ops.backend("cpp"):
+            results = [ops.graph_dropout(g, torch.linspace(0.1, 0.9, groups)), *ops.edge_readout(g)]
+            results.append(ops.conv_gru(state, state, weight, weight.detach()[:, 0, 0, 0]))
+        sum(x.sum() for x in results).backward()
+        assert all(x.isfinite().all() for x in (*results, g.grad, state.grad, weight.grad))
 torch.ops.gwsss_fast_native.dense_crf_forget()
 edges = ((1, 1, 5, 3, 2), (2, 3, 37, 20, 5), (1, 2, 1, 1, 1), (1, 2, 230, 17, 3))
 for groups, nodes, positions, channels, rank in edges:

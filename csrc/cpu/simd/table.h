@@ -15,5 +15,16 @@ void accumulate(const BFloat16*, int64_t, float*);
 void sum_float(const float*, float, const float*, int64_t, float*);
 void sum_bfloat16(const BFloat16*, float, const BFloat16*, int64_t, BFloat16*);
 void narrow_sum(const float*, const float*, int64_t, BFloat16*);
+void dropout_means(const DropoutPass&, int64_t, int64_t);
+void dropout_scale(const DropoutPass&, int64_t, int64_t);
+void gru_gates(const GruGates&, int64_t, int64_t);
+void gru_blend(const GruBlend&, int64_t, int64_t);
+void gru_slopes(const GruSlopes&, int64_t, int64_t);
+void gru_reset(const GruReset&, int64_t, int64_t);
+void gru_join(const GruJoin&, int64_t, int64_t);
+void edge_positions(const EdgePositions&, int64_t, int64_t, float*, float*);
+void edge_channels(const EdgeChannels&, int64_t, int64_t, float*);
+void edge_channels_backward(const EdgeChannels&, int64_t, int64_t, float*, float*);
+void mirror_rows(const Mirror&, int64_t, int64_t);
 
 }  // namespace gwsss_fast::GWSSS_ISA

@@ -1,0 +1,36 @@
+"""Graph dropout of the native library: nodes are read from memory once, and written once."""
+
+import torch
+from torch import Tensor
+
+from gwsss_fast.native import edges
+from gwsss_fast.native.memory import new_empty
+
+
+def refuse(g: Tensor, r: Tensor) -> str | None:
+    """Why it cannot take these tensors, or None."""
+    return edges.refuse(g=g)
+
+
+def _keep_salient(g: Tensor, r: Tensor, drop_rate: float) -> Tensor:
+    """(B, K), whether a node takes the importance map."""
+    keep = r < drop_rate
+    return keep if keep.dim() == 2 else keep.unsqueeze(1).expand(g.shape[:2])
+
+
+def graph_dropout(g: Tensor, r: Tensor, drop_rate: float, drop_threshold: float) -> tuple[Tensor, Tensor]:
+    """See `reference.graph_dropout`."""
+    g, keep = g.contiguous(), _keep_salient(g, r, drop_rate).contiguous()
+    out, o = new_empty(g, g.shape), torch.empty(g.shape[:3])
+    torch.ops.gwsss_fast_native.graph_dropout(g, keep, drop_threshold, out, o)
+    return out, o
+
+
+def graph_dropout_backward(
+    grad: Tensor, g: Tensor, o: Tensor, r: Tensor, drop_rate: float, drop_threshold: float
+) -> Tensor:
+    """See `reference.graph_dropout_backward`."""
+    grad, g, keep = grad.contiguous(), g.contiguous(), _keep_salient(g, r, drop_rate).contiguous()
+    grad_g = new_empty(g, g.shape)
+    torch.ops.gwsss_fast_native.graph_dropout_backward(grad, g, o.contiguous(), keep, drop_threshold, grad_g)
+    return grad_g
