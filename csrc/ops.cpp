@@ -28,7 +28,7 @@ Tensor dense_crf(const Tensor& prob, const Tensor& image, double sxy_gaussian, d
 }
 
 // Images by the side of each other where there are as many as threads: each is then one thread's, since what runs in
-// parallel already is not divided further.
+// parallel already is not divided further. Two threads are as fast on one image after another, which share the cache.
 std::vector<Tensor> dense_crf_images(const std::vector<Tensor>& probs, const std::vector<Tensor>& images,
                                      double sxy_gaussian, double w_gaussian, double sxy_bilateral, double srgb,
                                      double w_bilateral, int64_t iterations) {
@@ -42,7 +42,7 @@ std::vector<Tensor> dense_crf_images(const std::vector<Tensor>& probs, const std
                           probs[i].size(1), probs[i].size(2), options, marginals[i].mutable_data_ptr<float>());
   };
   const auto count = static_cast<int64_t>(probs.size());
-  if (count >= gwsss_fast::threads())
+  if (gwsss_fast::threads() > 2 && count >= gwsss_fast::threads())
     gwsss_fast::parallel_tasks(count, one);
   else
     for (int64_t i = 0; i < count; ++i) one(i);

@@ -112,8 +112,8 @@ def dense_crf(
 def dense_crf_images(probs: Sequence[Tensor], images: Sequence[Tensor], **options: float) -> list[Tensor]:
     """`dense_crf` of several images, of any sizes, with the same `options`; without gradients.
 
-    On the CPU as many images as there are threads run by the side of each other, which keeps the threads busier than
-    one image after another does. Results are the same. Raises GwsssError as `dense_crf` does.
+    On the CPU as many images as there are threads run by the side of each other where there are more than two, as one
+    image does not keep many threads busy. Results are the same. Raises GwsssError as `dense_crf` does.
     """
     dispatch.check(
         len(probs) == len(images), f"dense_crf_images: {len(probs)} probs but {len(images)} images; pass as many"

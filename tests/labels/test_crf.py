@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy import ndimage
 
@@ -68,7 +69,12 @@ def test_images_together_are_as_one_by_one(scene):
     prob = ndimage.gaussian_filter(np.eye(4, dtype=np.float32)[labels], (3, 3, 0)).transpose(2, 0, 1)
     probs = [prob[:, : 40 - 7 * i] for i in range(5)]
     images = [image[: 40 - 7 * i] for i in range(5)]
-    together = refine_images(probs, images, "deeplab")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        together = refine_images(probs, images, "deeplab")
+    finally:
+        torch.set_num_threads(threads)
     for one, p, pixels in zip(together, probs, images, strict=True):
         assert np.array_equal(one, refine(p, pixels, "deeplab"))
     assert refine_images([], [], "psa") == []
