@@ -44,13 +44,10 @@ void for_rows(int64_t rows, int64_t columns, const Work& work) {
   parallel_for(rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, columns)), work);
 }
 
-// Scores of a block of rows: (rows, N) with `stride`.
-Matrix score_block(const EdgeSizes& sizes, const Block& of, const float* left, const float* right, float* to,
-                   int64_t stride) {
-  const Matrix scores = matrix(to, of.rows, sizes.positions, stride);
-  multiply(matrix(left + of.first * sizes.rank, of.rows, sizes.rank),
-           matrix(right, sizes.positions, sizes.rank).transposed(), scores);
-  return scores;
+// Rows of a factor or of values, `width` each.
+template <class T>
+Matrix rows_of(const T* from, const Block& of, int64_t width) {
+  return matrix(from + of.first * width, of.rows, width);
 }
 
 void sum(const float* a, float factor, const float* b, int64_t count, float* to) {
@@ -79,14 +76,11 @@ void attend_block(const EdgeSizes& sizes, const Receiver<T>& receiver, const Blo
   bool started = start(receiver, of.first * sizes.channels, of.rows * sizes.channels, out);
   if (senders == 0 && !started) std::memset(out, 0, of.rows * sizes.channels * sizeof(T));
   Buffer<T> weights(of.rows * columns);
-  Buffer<float> apart(kIsBFloat16<T> ? of.rows * n : 0);
   for (int64_t s = 0; s < senders; ++s) {
     const Sender<T>& sender = receiver.senders[s];
-    T* own = weights.data() + s * n;
-    float* scores = kIsBFloat16<T> ? apart.data() : reinterpret_cast<float*>(own);
-    const int64_t stride = kIsBFloat16<T> ? n : columns;
-    score_block(sizes, of, sender.left, sender.right, scores, stride);
-    const SoftmaxRows rows{scores, n, stride, own, columns, kIsBFloat16<T>, sender.row_lse + of.first};
+    const Product scores(rows_of(sender.left, of, sizes.rank), matrix(sender.right, n, sizes.rank).transposed());
+    const SoftmaxRows rows{scores.data<float>(),    n, weights.data() + s * n, columns, kIsBFloat16<T>,
+                           sender.row_lse + of.first};
     for_rows(of.rows, n, [&](int64_t begin, int64_t end) { kernels().softmax(rows, begin, end); });
   }
   // Senders whose values follow each other are one product: its sum is rounded once.
@@ -133,22 +127,20 @@ class Summed {
 template <class T>
 void edge_backward(const EdgeSizes& sizes, const EdgeGradient<T>& edge) {
   const int64_t n = sizes.positions, rank = sizes.rank, channels = sizes.channels;
-  const int64_t most = std::min(n, kBlock);
-  Buffer<float> scores(most * n);
-  Buffer<T> slopes(most * n), apart(kIsBFloat16<T> ? most * n : 0);
-  T* weights = kIsBFloat16<T> ? apart.data() : reinterpret_cast<T*>(scores.data());
   Summed<T> grad_values(edge.grad_values, n, channels), grad_right(edge.grad_right, n, rank);
+  Buffer<BFloat16> rounded(kIsBFloat16<T> ? std::min(n, kBlock) * n : 0);
   for (int64_t number = 0; number < blocks(n); ++number) {
     const Block of = block(n, number);
-    const Matrix grad = matrix(edge.grad + of.first * channels, of.rows, channels);
-    const Matrix gradient = matrix(slopes.data(), of.rows, n), weight = matrix(weights, of.rows, n);
-    score_block(sizes, of, edge.left, edge.right, scores.data(), n);
-    multiply(grad, matrix(edge.values, n, channels).transposed(), gradient);
-    const SoftmaxGradientRows rows{scores.data(), slopes.data(), n,           kIsBFloat16<T>,
-                                   edge.row_lse + of.first,      weights, slopes.data()};
+    const Matrix grad = rows_of(edge.grad, of, channels);
+    const Product scores(rows_of(edge.left, of, rank), matrix(edge.right, n, rank).transposed());
+    const Product slopes(grad, matrix(edge.values, n, channels).transposed());
+    T* weights = kIsBFloat16<T> ? reinterpret_cast<T*>(rounded.data()) : scores.data<T>();
+    const SoftmaxGradientRows rows{scores.data<float>(),        n,       slopes.data<T>(), kIsBFloat16<T>,
+                                   edge.row_lse + of.first, weights, slopes.data<T>()};
     for_rows(of.rows, n, [&](int64_t begin, int64_t end) { kernels().softmax_gradient(rows, begin, end); });
-    grad_values.add(weight.transposed(), grad);
-    grad_right.add(gradient.transposed(), matrix(edge.own_left + of.first * rank, of.rows, rank));
+    const Matrix gradient = matrix(slopes.data<T>(), of.rows, n);
+    grad_values.add(matrix(weights, of.rows, n).transposed(), grad);
+    grad_right.add(gradient.transposed(), rows_of(edge.own_left, of, rank));
     Summed<T> grad_left(edge.grad_left + of.first * rank, of.rows, rank);
     grad_left.add(gradient, matrix(edge.own_right, n, rank));
     grad_left.finish();

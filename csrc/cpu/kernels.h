@@ -96,10 +96,9 @@ struct Sweep {
 
 // Softmaxes of rows of scores, which are overwritten.
 struct SoftmaxRows {
-  float* scores;
+  float* scores;  // (rows, columns)
   int64_t columns;
-  int64_t score_stride;
-  void* weights;  // float32 or bfloat16; may be `scores`
+  void* weights;  // float32 or bfloat16
   int64_t weight_stride;
   bool is_bfloat16;  // of the weights
   float* row_lse;    // logarithm of each row's sum of exponentials
@@ -109,8 +108,8 @@ struct SoftmaxRows {
 // slopes). All are (rows, columns) without gaps; scores are overwritten.
 struct SoftmaxGradientRows {
   float* scores;
-  const void* slopes;  // gradients of the weights; they, weights and gradient have one type
   int64_t columns;
+  const void* slopes;  // gradients of the weights; they, weights and gradient have one type
   bool is_bfloat16;
   const float* row_lse;
   void* weights;   // may be `scores`

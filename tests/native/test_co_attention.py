@@ -143,14 +143,16 @@ def sums() -> dict[str, list[float]]:
     """Sums of squares of values and gradients that agree with float64."""
     found = {}
     for row in (TRANSPOSE, operation("attention with sums")):
-        for dtype in (torch.float32, torch.bfloat16):
-            values = check(row, row.inputs(Size("odd", 1, 2, 43, 1, 23, 5), dtype, "cpu", 0))
-            found[f"{row.name} {dtype}"] = [float(x.double().square().sum()) for x in values]
+        for size in (Size("odd", 1, 2, 43, 1, 23, 5), BLOCKS):
+            for dtype in (torch.float32, torch.bfloat16):
+                values = check(row, row.inputs(size, dtype, "cpu", 0))
+                found[f"{row.name} {size.name} {dtype}"] = [float(x.double().square().sum()) for x in values]
     return found
 
 
 @pytest.mark.parametrize("name", ["baseline", "avx2"])
 def test_instruction_sets_agree(name: str) -> None:
+    """And the libraries that multiply: with AVX-512 another one may be faster."""
     told = printed(CODE, GWSSS_CPU=name)
     assert told.pop("in use") in ("baseline", name)  # what the processor has
     for key, numbers in sums().items():

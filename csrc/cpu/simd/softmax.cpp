@@ -113,7 +113,7 @@ template <class T>
 void weigh(const SoftmaxRows& rows, int64_t begin, int64_t end) {
   T* weights = static_cast<T*>(rows.weights);
   for (int64_t i = begin; i < end; ++i)
-    rows.row_lse[i] = softmax_row(rows.scores + i * rows.score_stride, rows.columns, weights + i * rows.weight_stride);
+    rows.row_lse[i] = softmax_row(rows.scores + i * rows.columns, rows.columns, weights + i * rows.weight_stride);
 }
 
 template <class T>
