@@ -44,8 +44,8 @@ class View {
   AtenTensorHandle handle_ = nullptr;
 };
 
-// MKL takes AVX2 on processors of other makers than Intel; oneDNN takes AVX-512, and is twice as fast then. It gives its
-// results in new memory.
+// MKL takes AVX2 on processors of other makers than Intel; oneDNN takes AVX-512, and is twice as fast then. It gives
+// its results in new memory.
 bool onednn_is_faster() {
 #if defined(GWSSS_X86)
   static const bool faster = !__builtin_cpu_is("intel") && std::strcmp(kernels().name, "avx512") == 0 &&
