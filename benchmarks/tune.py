@@ -2,9 +2,9 @@
 
 On a GPU every kernel that has candidates is timed with them at the paper's and the large sizes, and the winners go to
 the user's own table, or with --ship to the table that is installed with the package. With --from-resources no GPU is
-needed and nothing is measured: a row is written only where the heuristic's tiles have a problem on a card (spilled
-registers, too much shared memory, no tensor-core instruction, or not the card's fast one), with the first candidate
-that has none; the file says so.
+needed and nothing is measured: each row names the heuristic's tiles, or where those have a problem on a card (spilled
+registers, too much shared memory, no tensor-core instruction, or not the card's fast one), the first candidate that has
+none; the file says so.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from gwsss_fast.launch.tuning import Request
 FAST = {"sm_90": ("HGMMA", "QGMMA", "IGMMA"), "sm_100": ("UTCHMMA", "UTCQMMA", "UTCIMMA")}
 """A product of matrices that shows none of these runs at half the rate or less of what the card can do."""
 FROM_RESOURCES = (
-    "Not measured. Written by `python -m benchmarks.tune --from-resources`: rows stand only where the heuristic's "
-    "tiles have a problem on this card when compiled for it, and name the first candidate that has none."
+    "Not measured. Written by `python -m benchmarks.tune --from-resources`: the heuristic's tiles at the paper's and the "
+    "large sizes, or the first candidate instead, whichever has no problem when compiled for this card."
 )
 SIZES = (PAPER, PAPER_8, LARGE)
 
@@ -47,7 +47,10 @@ def problems(report: Report, card: str) -> list[str]:
 
 
 def asked(sizes: Iterable[Size], dtypes: Iterable[str], card: str) -> dict[str, dict[str, Request]]:
-    """By kernel and key, what the launchers ask when these sizes are recorded for `card`."""
+    """By kernel and key, what the launchers ask when these sizes are recorded for `card`.
+
+    Raises ValueError for a key that does not say what its heuristic hangs on.
+    """
     found: dict[str, dict[str, Request]] = {}
     dtypes = list(dtypes)
     with tuning.requests() as requests:
@@ -58,7 +61,9 @@ def asked(sizes: Iterable[Size], dtypes: Iterable[str], card: str) -> dict[str, 
                         launches.recorded(operation, size, DTYPES[name], card)
     for request in requests:
         if request.run is not None and request.candidates:
-            found.setdefault(request.name, {})[repr(sorted(request.key.items()))] = request
+            same = found.setdefault(request.name, {}).setdefault(repr(sorted(request.key.items())), request)
+            if same.heuristic != request.heuristic:
+                raise ValueError(f"{request.name} {request.key}: {same.heuristic} and {request.heuristic} for one key")
     return found
 
 
@@ -73,15 +78,14 @@ def jobs_of(request: Request, tiles: Tiles, card: str) -> list[Job]:
 def chosen_rows(
     requests: Iterable[Request], card: str, workers: int, folder: Path | None
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of one kernel where its heuristic has a problem, and one line for each request that no candidate helps."""
+    """Rows of one kernel, and one line for each request where neither heuristic nor candidate is without a problem."""
     rows, unhelped = [], []
     for request in requests:
         options = tuning.distinct([request.heuristic, *request.candidates])
-        for number, tiles in enumerate(options):
+        for tiles in options:
             found = compile_ahead.reports(dict.fromkeys(jobs_of(request, tiles, card)), workers, folder)
             if not any(problems(report, card) for _, report in found):
-                if number:
-                    rows.append(tuning.to_row(request.key, tiles))
+                rows.append(tuning.to_row(request.key, tiles))
                 break
         else:
             unhelped.append(f"{request.name} {request.key} on {card}: no candidate is without a problem")
@@ -89,21 +93,18 @@ def chosen_rows(
 
 
 def from_resources(cards: Sequence[str], workers: int, output: Path) -> int:
-    """Write `<card>.json` for cards with at least one row; the number of requests that stay with a problem."""
+    """Write `<card>.json` for each card; returns the number of requests that stay with a problem."""
     left = 0
     for card in cards:
         kernels = {}
         for name, requests in asked(SIZES, DTYPES, card).items():
             rows, unhelped = chosen_rows(requests.values(), card, workers, compile_ahead.cache_folder())
             left += len(unhelped)
-            if rows:
-                kernels[name] = rows
+            kernels[name] = rows
             for line in unhelped:
                 print(line)
-        count = sum(len(rows) for rows in kernels.values())
-        if kernels:
-            files.write_json(output / f"{card}.json", {"about": FROM_RESOURCES, "kernels": kernels})
-        print(f"{card}: {count} rows" + ("" if kernels else ", no file: every heuristic is without a problem"))
+        files.write_json(output / f"{card}.json", {"about": FROM_RESOURCES, "kernels": kernels})
+        print(f"{card}: {sum(len(rows) for rows in kernels.values())} rows")
     return left
 
 

@@ -78,10 +78,10 @@ class Edges:
             "FULL_C": self.channels % size["BLOCK_C"] == 0,
         }
 
-    def start(self, name: str, heuristic: Tiles, run: Callable[[Tiles], None]) -> None:
-        """Run a kernel with its tiles."""
+    def start(self, name: str, heuristic: Tiles, run: Callable[[Tiles], None], **more: Any) -> None:
+        """Run a kernel with its tiles. more: what they hang on besides the sizes."""
         key: dict[str, Any] = {"D": self.rank, "C": self.channels, "N": self.positions, "nodes": self.nodes}
-        key |= {"dtype": dtype_name(self.values), "precision": self.precision}
+        key |= {"dtype": dtype_name(self.values), "precision": self.precision, **more}
         candidates = edge_tiles.candidates(heuristic)
         run(tiles_for(f"{self.operation}.{name}", self.values, key, heuristic, candidates, run))
 
@@ -90,7 +90,7 @@ class Edges:
     ) -> None:
         """Run a kernel that sums weighted values. forward: with statistics; addends: others are added to the sum."""
         few = self.nodes * blocks(self.positions, 128) < _MULTIPROCESSORS
-        self.start(name, edge_tiles.weighted(*self._choice(), few, forward, addends), run)
+        self.start(name, edge_tiles.weighted(*self._choice(), few, forward, addends), run, addends=addends)
 
     def start_receivers(self, name: str, run: Callable[[Tiles], None]) -> None:
         """Run a kernel that makes the gradient of the receivers' factors."""

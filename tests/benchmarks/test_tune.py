@@ -10,6 +10,7 @@ import torch
 from benchmarks import compile_ahead, tune
 from benchmarks.compile_ahead import Report
 from benchmarks.launches import Job
+from benchmarks.sizes import DTYPES
 from gwsss_fast.launch import tuning
 from gwsss_fast.launch.launcher import Tiles, launch
 from gwsss_fast.launch.tuning import Request
@@ -51,9 +52,9 @@ def rows(card: str = "sm_90") -> tuple[list[dict[str, Any]], list[str]]:
     return tune.chosen_rows([request], card, 1, None)
 
 
-def test_a_heuristic_without_a_problem_needs_no_row(reports: dict[int, Report]) -> None:
+def test_a_heuristic_without_a_problem_is_taken(reports: dict[int, Report]) -> None:
     reports[128] = Report(tensor_core={"HGMMA": 4}, wants_tensor_core=True)
-    assert rows() == ([], [])
+    assert rows() == ([tuning.to_row(KEY, size(128))], [])
 
 
 def test_the_first_candidate_without_a_problem_is_taken(reports: dict[int, Report]) -> None:
@@ -64,7 +65,7 @@ def test_the_first_candidate_without_a_problem_is_taken(reports: dict[int, Repor
 def test_the_slow_path_of_a_card_is_a_problem_of_that_card(reports: dict[int, Report]) -> None:
     slow = Report(tensor_core={"HMMA": 4}, wants_tensor_core=True)
     reports[128], reports[64] = slow, Report(tensor_core={"HGMMA": 4}, wants_tensor_core=True)
-    assert rows("sm_80") == ([], [])
+    assert rows("sm_80") == ([tuning.to_row(KEY, size(128))], [])
     assert rows("sm_90")[0] == [tuning.to_row(KEY, size(64))]
     reports[64] = reports[32] = slow
     chosen, unhelped = rows("sm_90")
@@ -84,7 +85,7 @@ def test_the_file_says_that_nothing_was_measured(
     assert tuning.read_table(tmp_path / "sm_90.json")["kernel"] == [(KEY, size(64))]
     reports[128] = Report()
     assert tune.from_resources(["sm_80"], 1, tmp_path) == 0
-    assert not (tmp_path / "sm_80.json").exists()
+    assert tuning.read_table(tmp_path / "sm_80.json")["kernel"] == [(KEY, size(128))]
 
 
 def test_shipping_names_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -104,6 +105,16 @@ def test_launchers_ask_with_candidates_that_can_be_recorded() -> None:
             jobs = tune.jobs_of(request, request.candidates[0], "sm_90")
             assert jobs
             assert all(isinstance(job, Job) and job.card == "sm_90" for job in jobs)
+
+
+@pytest.mark.parametrize("card", ["sm_80", "sm_90"])
+def test_the_shipped_tables_know_what_the_launchers_ask(card: str) -> None:
+    """One row for every question at these sizes and none besides."""
+    shipped = tuning.read_table(tuning.SHIPPED / f"{card}.json")
+    asked = tune.asked(tune.SIZES, DTYPES, card)
+    assert {name: [key for key, _ in rows] for name, rows in shipped.items()} == {
+        name: [request.key for request in requests.values()] for name, requests in asked.items()
+    }
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this is what a machine without a GPU says")
