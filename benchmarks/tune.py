@@ -31,8 +31,8 @@ from gwsss_fast.launch.tuning import Request
 FAST = {"sm_90": ("HGMMA", "QGMMA", "IGMMA"), "sm_100": ("UTCHMMA", "UTCQMMA", "UTCIMMA")}
 """A product of matrices that shows none of these runs at half the rate or less of what the card can do."""
 FROM_RESOURCES = (
-    "Not measured. Written by `python -m benchmarks.tune --from-resources`: the heuristic's tiles at the paper's and the "
-    "large sizes, or the first candidate instead, whichever has no problem when compiled for this card."
+    "Not measured. Written by `python -m benchmarks.tune --from-resources`: the heuristic's tiles at the paper's and "
+    "the large sizes, or the first candidate instead, whichever has no problem when compiled for this card."
 )
 SIZES = (PAPER, PAPER_8, LARGE)
 
