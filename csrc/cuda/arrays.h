@@ -16,6 +16,15 @@
 
 namespace gwsss_fast {
 
+// Where the operators for GPUs are registered. The tests register them for the CPU, with an emulation of CUDA.
+#ifdef GWSSS_EMULATED
+#define GWSSS_GPU_KEY CPU
+constexpr bool kEmulated = true;
+#else
+#define GWSSS_GPU_KEY CUDA
+constexpr bool kEmulated = false;
+#endif
+
 // Memory of torch's allocator. Freed memory is taken again by what follows on the same stream alone, so a step that was
 // started may outlive its arrays.
 template <class T>
@@ -28,8 +37,8 @@ struct Array {
 // Where `like` lies: a GPU and its current stream, or the CPU. The GPU is the current one as long as this lives.
 class Place {
  public:
-  explicit Place(const torch::stable::Tensor& like) : like_(like), on_gpu_(like.is_cuda()) {
-    if (!on_gpu_) return;
+  explicit Place(const torch::stable::Tensor& like) : like_(like), on_gpu_(like.is_cuda() || kEmulated) {
+    if (!like.is_cuda()) return;
 #ifdef GWSSS_TORCH_CUDA
     guard_.emplace(like.get_device_index());
     use_gpu(like.get_device_index());

@@ -273,7 +273,7 @@ std::tuple<Tensor, Tensor, int64_t> simplices(const Tensor& image, double sxy, d
 }  // namespace gwsss_fast
 
 #ifdef USE_CUDA
-STABLE_TORCH_LIBRARY_IMPL(gwsss_fast_native, CUDA, library) {
+STABLE_TORCH_LIBRARY_IMPL(gwsss_fast_native, GWSSS_GPU_KEY, library) {
   library.impl("dense_crf", TORCH_BOX(&gwsss_fast::forward));
   library.impl("dense_crf_backward", TORCH_BOX(&gwsss_fast::backward));
 }

@@ -23,11 +23,8 @@ __global__ void __launch_bounds__(kThreads) for_pixel(const __grid_constant__ St
 
 template <class Step>
 void start_kernel(void (*kernel)(Step, int64_t), const Step& step, int64_t count, int lanes, void* stream) {
-  if (count == 0) return;
-  const int64_t each = kThreads / lanes, blocks = (count + each - 1) / each;
-  if (blocks > INT32_MAX) throw std::invalid_argument("dense_crf: prob has too many labels and pixels for one GPU");
-  kernel<<<static_cast<unsigned>(blocks), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(step, count);
-  check_cuda(cudaGetLastError(), "dense_crf");
+  const int64_t each = kThreads / lanes;
+  launch("dense_crf", kernel, (count + each - 1) / each, kThreads, stream, step, count);
 }
 
 }  // namespace

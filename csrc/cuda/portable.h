@@ -6,12 +6,17 @@
 #if defined(__CUDACC__)
 #define GWSSS_EITHER __host__ __device__ __forceinline__
 #define GWSSS_UNROLL _Pragma("unroll")
+#define GWSSS_UNROLL_4 _Pragma("unroll 4")
 #else
 #define GWSSS_EITHER inline
 #define GWSSS_UNROLL _Pragma("GCC unroll 8")
+#define GWSSS_UNROLL_4
 #endif
 
 namespace gwsss_fast {
+
+// NaN is larger than any number.
+GWSSS_EITHER float larger(float a, float b) { return a > b || a != a ? a : b; }
 
 // Threads that work on one row together. On the CPU one thread does it all; see warp.cuh for the GPU.
 struct OneLane {

@@ -12,6 +12,15 @@ def refuse(g: Tensor, r: Tensor) -> str | None:
     return edges.refuse(g=g)
 
 
+def refuse_on_gpu(g: Tensor, r: Tensor) -> str | None:
+    """Why the implementation for GPUs cannot take these tensors, or None."""
+    if g.device.type != "cuda":
+        return f"it needs tensors on a GPU, and g is on {g.device}"
+    if g.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"it computes in float32, float16 and bfloat16, not {g.dtype}"
+    return None
+
+
 def _keep_salient(g: Tensor, r: Tensor, drop_rate: float) -> Tensor:
     """(B, K), whether a node takes the importance map."""
     keep = r < drop_rate
@@ -21,7 +30,7 @@ def _keep_salient(g: Tensor, r: Tensor, drop_rate: float) -> Tensor:
 def graph_dropout(g: Tensor, r: Tensor, drop_rate: float, drop_threshold: float) -> tuple[Tensor, Tensor]:
     """See `reference.graph_dropout`."""
     g, keep = g.contiguous(), _keep_salient(g, r, drop_rate).contiguous()
-    out, o = new_empty(g, g.shape), torch.empty(g.shape[:3])
+    out, o = new_empty(g, g.shape), torch.empty(g.shape[:3], device=g.device)
     torch.ops.gwsss_fast_native.graph_dropout(g, keep, drop_threshold, out, o)
     return out, o
 

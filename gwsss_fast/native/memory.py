@@ -8,10 +8,12 @@ from torch import Tensor
 
 
 def new_empty(like: Tensor, shape: Sequence[int]) -> Tensor:
-    """Contiguous, on the CPU, of the dtype of `like` (float32 or bfloat16).
+    """Contiguous, of the dtype and on the device of `like`; on the CPU float32 or bfloat16.
 
     NaN where PyTorch was asked to fill uninitialised memory (torch.use_deterministic_algorithms).
     """
+    if like.device.type != "cpu":
+        return like.new_empty(shape)  # PyTorch keeps a GPU's memory itself
     result = torch.ops.gwsss_fast_native.new_empty(like, list(shape))
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     if fill and torch.are_deterministic_algorithms_enabled():

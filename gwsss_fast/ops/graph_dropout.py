@@ -11,6 +11,7 @@ dispatch.register(
 )
 triton_kernels.register("graph_dropout")
 native_kernels.register("graph_dropout", "cpp")
+native_kernels.register("graph_dropout", "cuda")
 
 
 @torch.library.custom_op("gwsss_fast::graph_dropout", mutates_args=())

@@ -85,7 +85,7 @@ def test_no_kernel_spills(built: tuple[Path, str]) -> None:
     found = list(kernels(built[1]))
     assert len(found) == built[1].count("Compiling entry function")
     for card in CARDS:
-        assert sum(kernel[1] == card for kernel in found) >= 17, card
+        assert sum(kernel[1] == card for kernel in found) >= 40, card
     assert {kernel[1] for kernel in found} == CARDS
     for kernel in found:
         _, _, stack, spilled, registers, shared = kernel
@@ -98,8 +98,9 @@ def test_the_library_for_gpus_loads_anywhere(built: tuple[Path, str]) -> None:
     information, on_gpu, states = python(LOADED)
     assert information["cuda architectures"] == "80-real;90a-real;100-real;100-virtual"
     assert information["nvcc"]
-    assert {"gwsss_fast_native::dense_crf", "gwsss_fast_native::dense_crf_backward"} <= set(on_gpu)
-    assert re.search("no GPU is visible|usable|cannot use this GPU", states["dense_crf"])
+    for operation in ("dense_crf", "graph_dropout"):
+        assert {f"gwsss_fast_native::{operation}", f"gwsss_fast_native::{operation}_backward"} <= set(on_gpu)
+        assert re.search("no GPU is visible|usable|cannot use this GPU", states[operation])
 
 
 def test_pixels_are_located_without_fused_multiplication(built: tuple[Path, str], tmp_path: Path) -> None:
