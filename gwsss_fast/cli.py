@@ -31,6 +31,7 @@ VERBS = {
     "cam": "cam",
     "pseudo": "pseudo",
     "evaluate": "evaluate",
+    "predict": "predict",
     "report": "report_run",
     "check-data": "check_data",
     "doctor": "doctor",

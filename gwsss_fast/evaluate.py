@@ -111,11 +111,13 @@ def evaluate(run: Run) -> None:
 
 def predict_split(run: Run, split: Split) -> tuple[np.ndarray, np.ndarray] | None:
     """Write the predictions of `split`. The confusion matrices of them and of those that may only be the image's true
-    tags; None when masks are missing."""
+    tags, over the images that have masks; None when none has."""
     options, classes = run.config.evaluate, len(run.data.classes) + 1
     model = load_segmenter(run.config, run.segmenter_checkpoint, run.data.classes).to(run.device)
     run.begin("evaluate", False)
-    scored = all(record.mask is not None for record in split.records)
+    scored = sum(record.mask is not None for record in split.records)
+    if 0 < scored < len(split):
+        run.note(f"evaluate: {scored} of the {len(split)} validation images have masks; only they are scored")
     confusion, told = np.zeros((2, classes, classes), np.int64)
     with Reporter("evaluate", len(split), console=run.console) as bar:
         for batch in read_ahead(split.records, lambda record: read_image(record.image), torch.get_num_threads()):
@@ -125,7 +127,7 @@ def predict_split(run: Run, split: Split) -> tuple[np.ndarray, np.ndarray] | Non
             for (record, _), scores in zip(batch, every, strict=True):
                 prediction = scores.argmax(0).astype(np.uint8)
                 save_mask(run.prediction_file(record), prediction)
-                if scored and record.mask is not None:
+                if record.mask is not None:
                     target, tags = read_mask(record.mask, classes - 1), np.array([0, *(c + 1 for c in record.labels)])
                     confusion += confusion_matrix(prediction, target, classes)
                     told += confusion_matrix(tags[scores[tags].argmax(0)], target, classes)

@@ -221,6 +221,23 @@ def test_maps_from_a_checkpoint_alone(finished: tuple[Path, Path], tmp_path: Pat
     assert np.array_equal(load_maps(output / "cams" / name).ensemble, load_maps(run / "cams" / name).ensemble)
 
 
+def test_validation_images_without_masks_are_predicted_and_not_scored(
+    finished: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored, before = finished
+    data, run = shutil.copytree(stored, tmp_path / "data"), shutil.copytree(before, tmp_path / "run")
+    ids = (data / "ImageSets/Segmentation/val.txt").read_text().split()
+    for path in data.glob(f"SegmentationClass*/{ids[0]}.png"):
+        path.unlink()
+    shutil.rmtree(run / "predictions")
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace(str(stored), str(data)))
+    assert evaluate.main(["--run", str(run)]) == 0
+    assert f"{len(ids) - 1} of the {len(ids)} validation images have masks" in capsys.readouterr().err
+    assert len([*(run / "predictions").iterdir()]) == len(ids)
+    assert metrics(run)["segmentation"]["miou"] != metrics(before)["segmentation"]["miou"]
+
+
 def test_a_set_without_masks_is_trained_and_not_scored(
     small_voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -73,9 +73,10 @@ class Run:
 
     @property
     def scored_validation(self) -> Split | None:
-        """The validation split when all its images have masks."""
+        """The validation images that have masks; None when none has."""
         split = self.data.validation
-        return split if split is not None and len(split) and all(record.mask for record in split.records) else None
+        known = [number for number, record in enumerate(split.records) if record.mask] if split is not None else []
+        return split.subset(known) if split is not None and known else None
 
     def metrics(self) -> dict[str, Any]:
         """metrics.json, {} before it exists. Raises GwsssError when it is damaged."""

@@ -1,0 +1,99 @@
+"""Masks of one's own images: what is written, going on, and inputs that cannot be used."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gwsss_fast import predict
+from gwsss_fast.data.images import read_image
+from tests.command_line import fails
+
+
+@pytest.fixture
+def folder(finished: tuple[Path, Path], tmp_path: Path) -> Path:
+    """Two folders of three images of any sizes."""
+    data, _ = finished
+    for number, path in enumerate(sorted((data / "JPEGImages").iterdir())[:3]):
+        target = tmp_path / "photos" / ("inside" if number else ".") / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        read_image(path).resize((64 - 9 * number, 50 + number)).save(target)
+    return tmp_path / "photos"
+
+
+def run(finished: tuple[Path, Path], *words: object) -> int:
+    return predict.main([*map(str, words), "--model", str(finished[1] / "segmenter/last.pt")])
+
+
+def test_masks_and_summary(finished: tuple[Path, Path], folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert run(finished, folder, "--output", output, "--overlay") == 0
+    summary = json.loads((output / "predictions.json").read_text())
+    images = [*folder.rglob("*.jpg")]
+    assert len(images) == len(summary["images"]) == 3
+    for path in images:
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        mask, facts = Image.open(output / f"{name}.png"), summary["images"][name]
+        assert mask.mode == "P"
+        assert mask.size == Image.open(path).size == tuple(facts["size"])
+        assert Image.open(output / f"{name}_overlay.jpg").size == mask.size
+        labels = np.asarray(mask)
+        assert [item["area"] for item in facts["objects"]] == [int((labels == x).sum()) for x in np.unique(labels) if x]
+        for item in facts["objects"]:
+            x0, y0, x1, y1 = item["box"]
+            own = labels == summary["classes"].index(item["class"]) + 1
+            assert own[y0:y1, x0:x1].sum() == own.sum() == item["area"]
+            assert all(edge.any() for edge in (own[y0], own[y1 - 1], own[:, x0], own[:, x1 - 1]))
+            assert 0 < item["score"] <= 1
+
+
+def test_a_crf_changes_masks(finished: tuple[Path, Path], folder: Path, tmp_path: Path) -> None:
+    for name, more in (("plain", []), ("refined", ["--crf", "deeplab"])):
+        assert run(finished, folder, "--output", tmp_path / name, "--scales", "1", *more) == 0
+    plain, refined = (
+        [np.asarray(Image.open(x)) for x in sorted((tmp_path / n).rglob("*.png"))] for n in ("plain", "refined")
+    )
+    assert any((a != b).any() for a, b in zip(plain, refined, strict=True))
+
+
+def test_a_broken_image_is_named_at_the_end_and_the_rest_is_done(
+    finished: tuple[Path, Path], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "broken.jpg").write_bytes(b"no image")
+    fails(capsys, run(finished, folder, "--output", tmp_path / "out"), "broken.jpg", "all other images are done")
+    assert len([*(tmp_path / "out").rglob("*.png")]) == 3
+
+
+def test_going_on_leaves_what_is_done(finished: tuple[Path, Path], folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    pattern = str(folder / "inside" / "*.jpg")
+    assert run(finished, pattern, "--output", output) == 0
+    before = {path: path.stat().st_mtime_ns for path in output.glob("*.png")}
+    assert len(before) == 2
+    assert run(finished, folder / "inside", *folder.glob("*.jpg"), "--output", output, "--resume") == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(json.loads((output / "predictions.json").read_text())["images"]) == 3
+
+
+def test_bad_input(
+    finished: tuple[Path, Path], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, one = tmp_path / "out", next(folder.glob("*.jpg"))
+    fails(capsys, run(finished, tmp_path / "nothing", "--output", output), "nothing", "no image there")
+    shutil.copy(one, folder / "inside" / one.name)
+    fails(capsys, run(finished, one, folder / "inside", "--output", output), one.name, "would both become")
+    fails(capsys, run(finished, one, "--output", output, "--scales", "0"), "--scales")
+    classifier = str(finished[1] / "classifier/last.pt")
+    fails(
+        capsys, predict.main([str(one), "--model", classifier, "--output", str(output)]), "no checkpoint of a segmenter"
+    )
+    fails(capsys, predict.main([str(one), "--model", "none.pt", "--output", str(output)]), "none.pt")
+    assert not output.exists()
+    output.mkdir()
+    (output / "other").write_text("")
+    fails(capsys, run(finished, one, "--output", output), "not empty")
+    (output / "predictions.json").write_text("{")
+    fails(capsys, run(finished, one, "--output", output, "--resume"), "predictions.json")
