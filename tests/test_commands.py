@@ -1,6 +1,7 @@
 """The commands as a user meets them: one run from images to report, its stages again, and other ways to run."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -224,18 +225,17 @@ def test_maps_from_a_checkpoint_alone(finished: tuple[Path, Path], tmp_path: Pat
 def test_validation_images_without_masks_are_predicted_and_not_scored(
     finished: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stored, before = finished
-    data, run = shutil.copytree(stored, tmp_path / "data"), shutil.copytree(before, tmp_path / "run")
-    ids = (data / "ImageSets/Segmentation/val.txt").read_text().split()
-    for path in data.glob(f"SegmentationClass*/{ids[0]}.png"):
-        path.unlink()
-    shutil.rmtree(run / "predictions")
-    config = run / "config.yaml"
-    config.write_text(config.read_text().replace(str(stored), str(data)))
-    assert evaluate.main(["--run", str(run)]) == 0
-    assert f"{len(ids) - 1} of the {len(ids)} validation images have masks" in capsys.readouterr().err
-    assert len([*(run / "predictions").iterdir()]) == len(ids)
-    assert metrics(run)["segmentation"]["miou"] != metrics(before)["segmentation"]["miou"]
+    folder = shutil.copytree(finished[1], tmp_path / "run")
+    shutil.rmtree(folder / "predictions")
+    run = cli.open_run(folder, cli.stored_config(folder))
+    first, *others = run.data.validation.records
+    split = replace(run.data.validation, records=(replace(first, mask=None), *others))
+    confusion, _ = evaluate.predict_split(run, split)
+    assert f"{len(others)} of the {len(split)} validation images have masks" in capsys.readouterr().err
+    assert len([*(folder / "predictions").iterdir()]) == len(split)
+    assert confusion.sum() == sum(int((np.asarray(Image.open(x.mask)) != 255).sum()) for x in others)
+    none = replace(split, records=(split.records[0],))
+    assert evaluate.predict_split(run, none) is None
 
 
 def test_a_set_without_masks_is_trained_and_not_scored(
