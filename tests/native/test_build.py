@@ -239,3 +239,21 @@ def test_cuda_sources_are_for_the_wanted_cards_where_there_is_nvcc(
     information = tmp_path / "build" / "build_info.h"
     told = done.stdout + done.stderr + (information.read_text() if information.is_file() else "")
     assert answer in told.replace("\n", " ").replace("  ", " "), told
+
+
+def test_an_older_nvcc_is_not_asked_for_cards_it_does_not_know(tmp_path: Path) -> None:
+    nvcc = shutil.which("nvcc")
+    try:
+        cmake = build.find_tools(ROOT).cmake
+    except build.BuildError as error:
+        pytest.skip(str(error))
+    if nvcc is None:
+        pytest.skip("nvcc is not installed")
+    older = script(tmp_path / "nvcc", f'if [ "$*" = --version ]; then echo release 12.4; else exec {nvcc} "$@"; fi')
+    command = [cmake, "-S", ROOT, "-B", tmp_path / "build", f"-DGWSSS_TORCH={build.torch_folder()}"]
+    settings = {**os.environ, "TORCH_CUDA_ARCH_LIST": ""}
+    command.append(f"-DCMAKE_CUDA_COMPILER={older}")
+    done = subprocess.run(list(map(str, command)), env=settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    information = (tmp_path / "build" / "build_info.h").read_text()
+    assert '"80-real;90a-real;90-real;90-virtual"' in information

@@ -93,6 +93,10 @@ def test_graph_dropout(library: Path, gpu: str) -> None:
     check(library, "dropout", gpu)
 
 
+def test_graph_dropout_of_rows_that_begin_anywhere(library: Path) -> None:
+    check(library, "shifted", "Hopper")
+
+
 def test_graph_dropout_refuses(library: Path) -> None:
     check(library, "refusals", "Hopper")
 

@@ -50,6 +50,22 @@ def dropout() -> None:
         near(grad_g, reference.graph_dropout_backward(grad.double(), g.double(), exact_o, r, 0.8, 0.7), plain, 3)
 
 
+def shifted() -> None:
+    """Rows that could be whole vectors but do not begin at multiples of 16 bytes give the same as those that do."""
+    raw = torch.ops.gwsss_fast_native
+    memory = torch.randn(2 * 3 * 10 * 64 + 1, generator=torch.Generator().manual_seed(2))
+    keep = torch.tensor([[True, False, True], [False, True, False]])
+    for dtype in (torch.float32, torch.bfloat16):
+        g = memory.to(dtype)[1:].view(2, 3, 10, 64)
+        assert g.data_ptr() % 16
+        results = []
+        for values in (g, g.clone()):
+            out, o = torch.empty_like(values), torch.empty(2, 3, 10)
+            raw.graph_dropout(values, keep, 0.7, out, o)
+            results.append(out)
+        torch.testing.assert_close(*results)
+
+
 def refusals() -> None:
     """Arguments of graph dropout that make no sense."""
     g, keep = torch.ones(2, 3, 4, 5), torch.ones(2, 3, dtype=torch.bool)
@@ -88,5 +104,5 @@ def crf() -> None:
 if __name__ == "__main__":
     torch.ops.load_library(sys.argv[1])
     torch.set_num_threads(1)
-    {"dropout": dropout, "refusals": refusals, "crf": crf}[sys.argv[2]]()
+    {"dropout": dropout, "shifted": shifted, "refusals": refusals, "crf": crf}[sys.argv[2]]()
     print("fine")
