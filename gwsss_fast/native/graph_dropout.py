@@ -30,7 +30,7 @@ def _keep_salient(g: Tensor, r: Tensor, drop_rate: float) -> Tensor:
 def graph_dropout(g: Tensor, r: Tensor, drop_rate: float, drop_threshold: float) -> tuple[Tensor, Tensor]:
     """See `reference.graph_dropout`."""
     g, keep = g.contiguous(), _keep_salient(g, r, drop_rate).contiguous()
-    out, o = new_empty(g, g.shape), torch.empty(g.shape[:3], device=g.device)
+    out, o = new_empty(g, g.shape), g.new_empty(g.shape[:3], dtype=torch.float32)
     torch.ops.gwsss_fast_native.graph_dropout(g, keep, drop_threshold, out, o)
     return out, o
 

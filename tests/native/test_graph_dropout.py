@@ -117,3 +117,13 @@ def test_hostile_arguments_are_named(changed: dict[str, Tensor], message: str) -
     RAW.graph_dropout(**fine)
     with pytest.raises(RuntimeError, match=f"graph_dropout: {message}"):
         RAW.graph_dropout(**{**fine, **changed})
+
+
+def test_the_means_are_float32_whatever_the_default_type_is() -> None:
+    g, r = torch.ones(1, 2, 3, 4), torch.tensor([0.5])
+    torch.set_default_dtype(torch.float64)
+    try:
+        with ops.backend("cpp"):
+            assert ops.graph_dropout(g, r).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
