@@ -114,6 +114,13 @@ STABLE_TORCH_LIBRARY(gwsss_fast_native, library) {
       "conv_gru_join(Tensor grad, Tensor back, Tensor from_gates, Tensor z, Tensor r, Tensor(a!) grad_m, "
       "Tensor(b!) grad_h) -> ()");
 
+  // Winograd's convolution, float32: 16 planes to or from images (M, H, W, C) or a weight (O, I, 3, 3).
+  library.def("winograd_input(Tensor images, Tensor(a!)[] planes) -> ()");
+  library.def("winograd_output(Tensor[] planes, Tensor? bias, Tensor(a!) images) -> ()");
+  library.def("winograd_output_gradient(Tensor images, Tensor(a!)[] planes) -> ()");
+  library.def("winograd_weight(Tensor weight, bool transposed, Tensor(a!)[] planes) -> ()");
+  library.def("winograd_weight_gradient(Tensor[] planes, Tensor(a!) weight) -> ()");
+
   // Edge readout of one group, float32.
   library.def("edge_readout_positions(Tensor grams) -> Tensor");
   library.def("edge_readout_positions_backward(Tensor(a!) grams, Tensor toward) -> Tensor");

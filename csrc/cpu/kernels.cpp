@@ -28,7 +28,9 @@ namespace {
         isa::widen, isa::accumulate, isa::sum_float, isa::sum_bfloat16, isa::narrow_sum,                     \
         isa::dropout_means, isa::dropout_scale,                                                              \
         isa::gru_gates, isa::gru_blend, isa::gru_slopes, isa::gru_reset, isa::gru_join,                      \
-        isa::edge_positions, isa::edge_channels, isa::edge_channels_backward, isa::mirror_rows               \
+        isa::edge_positions, isa::edge_channels, isa::edge_channels_backward, isa::mirror_rows,              \
+        isa::winograd_input, isa::winograd_output, isa::winograd_output_gradient,                            \
+        isa::winograd_weight, isa::winograd_weight_gradient                                                  \
   }
 
 Kernels choose() {

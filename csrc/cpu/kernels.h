@@ -202,6 +202,24 @@ struct Mirror {
   bool add;
 };
 
+// Winograd's convolution: images (count, height, width, channels) and 16 planes (tiles, channels), a tile for every 2 x 2
+// pixels.
+struct Winograd {
+  int64_t height, width, channels;
+  float* images;
+  float* plane[16];
+  const float* bias;  // (channels), added to the output, or null
+};
+
+// Its weights, 3 x 3 values together, and 16 planes (lines, lanes).
+struct WinogradWeight {
+  float* weight;
+  float* plane[16];
+  int64_t lanes;
+  int64_t line_stride, lane_stride;  // in `weight`
+  bool rotated;                      // by half a turn
+};
+
 struct Kernels {
   const char* name;
   // Of the pixels at places [begin, end): code of the simplex's first corner, rank of each coordinate (3 bits each) and
@@ -239,6 +257,13 @@ struct Kernels {
   void (*edge_channels_backward)(const EdgeChannels&, int64_t begin, int64_t end, float* scratch, float* grad_mean);
   // Tiles of kMirror rows [begin, end), with all that lies opposite of them.
   void (*mirror)(const Mirror&, int64_t begin, int64_t end);
+  // Tiles [begin, end): planes from pixels, pixels from planes, and its gradient.
+  void (*winograd_input)(const Winograd&, int64_t begin, int64_t end);
+  void (*winograd_output)(const Winograd&, int64_t begin, int64_t end);
+  void (*winograd_output_gradient)(const Winograd&, int64_t begin, int64_t end);
+  // Lanes [begin, end) of a line: planes from weights, and its gradient.
+  void (*winograd_weight)(const WinogradWeight&, int64_t line, int64_t begin, int64_t end);
+  void (*winograd_weight_gradient)(const WinogradWeight&, int64_t line, int64_t begin, int64_t end);
 };
 
 // The widest instruction set that this processor has; GWSSS_CPU=baseline, avx2 or avx512 asks for a narrower one.

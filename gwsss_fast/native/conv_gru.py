@@ -1,4 +1,4 @@
-"""The ConvGRU of the native library: products by `products`, all that lies between them in one pass each.
+"""The ConvGRU of the native library: gates by `convolutions`, all that lies between them in one pass each.
 
 Message and state stand side by side in one matrix, so that a gate is one product; its right half then takes r h.
 """
@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from gwsss_fast.native import edges
-from gwsss_fast.native.memory import new_empty
-from gwsss_fast.native.products import (
+from gwsss_fast.native.convolutions import (
     convolution,
     images_of,
     input_gradient,
     rows_of,
     weight_gradient,
 )
+from gwsss_fast.native.memory import new_empty
 
 _library = torch.ops.gwsss_fast_native
 

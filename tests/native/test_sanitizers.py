@@ -14,8 +14,9 @@ SANITIZERS = "address,undefined"
 CODE = """
 import torch
 from gwsss_fast import ops
-from gwsss_fast.native import library
+from gwsss_fast.native import convolutions, library
 
+convolutions._WIDE = convolutions._MANY = 1  # Winograd's way at every size
 assert library.prepare() is None
 assert library.information()["sanitizers"] == "address,undefined"
 print(library.information()["instruction set in use"])
@@ -46,7 +47,7 @@ for groups, nodes, positions, channels in ((1, 1, 1, 1), (2, 3, 17, 5), (1, 2, 3
     for dtype in (torch.float32, torch.bfloat16):
         g = torch.randn(groups, nodes, positions, channels, generator=generator).to(dtype).requires_grad_()
         state = torch.randn(nodes, channels, positions, 1, generator=generator).to(dtype).requires_grad_()
-        weight = torch.randn(3 * channels, 2 * channels, 1, 1, generator=generator).to(dtype).requires_grad_()
+        weight = torch.randn(3 * channels, 2 * channels, 3, 3, generator=generator).to(dtype).requires_grad_()
         with ops.backend("cpp"):
             results = [ops.graph_dropout(g, torch.linspace(0.1, 0.9, groups)), *ops.edge_readout(g)]
             results.append(ops.conv_gru(state, state, weight, weight.detach()[:, 0, 0, 0]))

@@ -26,5 +26,10 @@ void edge_positions(const EdgePositions&, int64_t, int64_t, float*, float*);
 void edge_channels(const EdgeChannels&, int64_t, int64_t, float*);
 void edge_channels_backward(const EdgeChannels&, int64_t, int64_t, float*, float*);
 void mirror_rows(const Mirror&, int64_t, int64_t);
+void winograd_input(const Winograd&, int64_t, int64_t);
+void winograd_output(const Winograd&, int64_t, int64_t);
+void winograd_output_gradient(const Winograd&, int64_t, int64_t);
+void winograd_weight(const WinogradWeight&, int64_t, int64_t, int64_t);
+void winograd_weight_gradient(const WinogradWeight&, int64_t, int64_t, int64_t);
 
 }  // namespace gwsss_fast::GWSSS_ISA
