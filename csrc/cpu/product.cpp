@@ -23,7 +23,8 @@ __attribute__((weak)) AOTITorchError aoti_torch_cpu__linear_pointwise_binary(
 namespace gwsss_fast {
 namespace {
 
-constexpr int64_t kCopyGrain = 1 << 18;  // bytes that a thread copies at least
+constexpr int64_t kCopyGrain = 1 << 18;     // bytes that a thread copies at least
+constexpr int64_t kLeastProduct = 1 << 19;  // multiplications for which oneDNN is asked
 
 // A tensor over a matrix.
 class View {
@@ -46,7 +47,7 @@ class View {
 
 // MKL takes AVX2 on processors of other makers than Intel; oneDNN takes AVX-512, and is twice as fast then. It gives
 // its results in new memory.
-bool onednn_is_faster() {
+bool has_faster_onednn() {
 #if defined(GWSSS_X86)
   static const bool faster = !__builtin_cpu_is("intel") && std::strcmp(kernels().name, "avx512") == 0 &&
       &aoti_torch_cpu__linear_pointwise != nullptr && &aoti_torch_cpu__linear_pointwise_binary != nullptr;
@@ -54,6 +55,11 @@ bool onednn_is_faster() {
 #else
   return false;
 #endif
+}
+
+// A call of it costs some microseconds.
+bool onednn_is_faster(const Matrix& a, const Matrix& b) {
+  return !a.is_bfloat16 && a.rows * a.columns * b.columns >= kLeastProduct && has_faster_onednn();
 }
 
 // a b, or sum + a b: a new tensor.
@@ -80,7 +86,7 @@ void* values_of(AtenTensorHandle tensor) {
 }  // namespace
 
 void multiply(const Matrix& a, const Matrix& b, const Matrix& out, bool add) {
-  if (!out.is_bfloat16 && onednn_is_faster()) {
+  if (onednn_is_faster(a, b)) {
     const AtenTensorHandle result = onednn_product(a, b, add ? &out : nullptr);
     const char* from = static_cast<const char*>(values_of(result));
     const int64_t row_bytes = out.columns * out.value_bytes();
@@ -101,7 +107,7 @@ void multiply(const Matrix& a, const Matrix& b, const Matrix& out, bool add) {
 }
 
 Product::Product(const Matrix& a, const Matrix& b) {
-  if (!a.is_bfloat16 && onednn_is_faster()) {
+  if (onednn_is_faster(a, b)) {
     tensor_ = onednn_product(a, b, nullptr);
     data_ = values_of(tensor_);
   } else {
