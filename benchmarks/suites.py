@@ -20,9 +20,9 @@ from gwsss_fast import ops
 GPU = torch.cuda.is_available()
 DEVICE = "cuda:0" if GPU else "cpu"
 SIZES = (PAPER, PAPER_8, LARGE) if GPU else (SMALL, PAPER)
-DTYPE_NAMES = ("bfloat16",) if GPU else ("float32",)
+DTYPE_NAMES = ("bfloat16",) if GPU else ("float32", "bfloat16")
 ROUNDS = {"small": 20, "paper": 3} if not GPU else {}
-COMPILED_ON_CPU = ("graph_dropout",)
+COMPILED_ON_CPU = ("graph_dropout", "co_attention", "attention")
 """Where fusing pays most; compiling takes a CPU half a minute each time."""
 TOO_LONG_ON_CPU = {("conv_gru kernel 3", "paper"), ("edge_readout", "paper")}
 """Their float64 references alone take tens of seconds there."""
