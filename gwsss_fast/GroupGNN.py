@@ -15,6 +15,7 @@ from gwsss_fast.layers import CoAttention, ConvGRU, EdgeReadout, GraphDropout, S
 from gwsss_fast.layers.graph_dropout import mean_square
 from gwsss_fast.ops import BACKENDS
 from gwsss_fast.ops import backend as use_backend
+from gwsss_fast.ops.dispatch import forced as forced_backend
 
 NODE_SCALES = ("matched", "literal")
 TANH_ROOM = 4.0
@@ -169,13 +170,20 @@ class GroupGNN(nn.Module):
         g = g / size_of_nodes
         for step in range(1, steps + 1):
             if self.checkpoint_steps and self.training:
-                g = checkpoint(self._step, g, size, step < steps, use_reentrant=False)
+                g = checkpoint(self._step_again, forced_backend(), g, size, step < steps, use_reentrant=False)
             else:
                 g = self._step(g, size, step < steps)
         g = g * size_of_nodes
         logits, maps = _read(self.readout, g, size)
         edge_logits = self.edges(g) if self.edges is not None and self.training else None
         return GroupOutput(logits, initial_logits, edge_logits, maps, initial_maps, _images(g, size))
+
+    def _step_again(self, backend: str, *arguments: Any) -> Tensor:
+        """`_step` with the backend of the forward pass also where the backward pass runs it again."""
+        if backend == "auto":
+            return self._step(*arguments)
+        with use_backend(backend):
+            return self._step(*arguments)
 
     @torch.no_grad()
     def _size_of_nodes(self, g: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gwsss_fast import GroupGNN, group_loss
+from gwsss_fast import GroupGNN, group_loss, ops
+from gwsss_fast.ops import dispatch
 
 GROUPS, NODES, CHANNELS, CLASSES = 2, 3, 12, 4
 
@@ -45,6 +46,27 @@ def test_the_same_numbers_from_less_memory() -> None:
     for one, other in zip(plain, again, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     assert little < 0.6 * much
+
+
+def test_the_second_time_runs_on_the_backend_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[str] = []
+    choose = dispatch.choose
+
+    def note(operation: str, *tensors: Tensor) -> str:
+        chosen.append(choose(operation, *tensors))
+        return chosen[-1]
+
+    monkeypatch.setattr(dispatch, "choose", note)
+    gnn = build(True)
+    gnn.backend = "reference"
+    train_step(gnn)
+    assert set(chosen) == {"reference"}
+    assert len(chosen) > 3 * 4  # co-attention, self-attention, ConvGRU and dropout of three steps, and again
+    chosen.clear()
+    with ops.backend("reference"):
+        loss = group_loss(build(True)(torch.randn(1, 2, CHANNELS, 3, 3)), torch.ones(1, 2, CLASSES))
+    loss.backward()
+    assert set(chosen) == {"reference"}
 
 
 @pytest.mark.parametrize("checkpoint_steps", [False, True])

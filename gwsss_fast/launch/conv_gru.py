@@ -31,7 +31,7 @@ def _rows(x: Tensor) -> Tensor:
 
 def _images(rows: Tensor, like: Tensor) -> Tensor:
     batch, _, height, width = like.shape
-    return rows.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
+    return rows.reshape(batch, height, width, rows.shape[1]).permute(0, 3, 1, 2)
 
 
 def _fused(h: Tensor, weight: Tensor) -> bool:

@@ -24,7 +24,8 @@ TOP = 2.0**15  # half of float16's range, the largest value that a gradient of t
 def _even(g: Tensor) -> Tensor:
     """Nodes at one distance and unit stride in the channels; a copy for any other layout."""
     even = g.stride(3) == 1 and g.stride(0) == g.shape[1] * g.stride(1)
-    return g if even else g.contiguous()
+    # Not g.contiguous(): that leaves a dimension of size 1 the stride it has, which here is the nodes' distance.
+    return g if even else g.clone(memory_format=torch.contiguous_format)
 
 
 def _precision(g: Tensor) -> str:

@@ -59,7 +59,8 @@ def _weighted(d: int, c: int, arithmetic: str, card: str, few: bool, forward: bo
         # No tensor cores: operands come from registers, so products are cut into pieces of 16 columns.
         return _tiles(8, 2, M=64, N=64, D=d, K=16, C=min(c, 64)), 64
     if arithmetic == "tf32":
-        return _tiles(8, 2, M=64, N=32, D=d, K=d, C=min(c, 128 if d <= 128 else 64)), 32
+        low = d > 128 and card not in LARGE + MEDIUM  # 4 bytes a value: at 32 columns of the partner 104 KiB
+        return _tiles(8, 2, M=64, N=16 if low else 32, D=d, K=d, C=min(c, 128 if d <= 128 else 64)), 32
     if card not in LARGE + MEDIUM:
         return _tiles(4, 2, M=64, N=32, D=d, K=d, C=min(c, 128)), 64
     statistics = 64 if d > 128 or card in MEDIUM else 128

@@ -20,6 +20,7 @@ from gwsss_fast.errors import GwsssError
 log = logging.getLogger("gwsss_fast")
 
 BACKENDS = ("reference", "aten", "triton", "cpp", "cuda")
+ON_GPU = ("triton", "cuda")  # those whose kernels are written for GPUs
 _NO_KERNEL = "this operation has no kernel for this backend in this version"
 _forced = "auto"
 _announced: set[str] = set()
@@ -70,6 +71,11 @@ def register(operation: str, backend: str, kernel: Kernel) -> None:
     _registry.setdefault(operation, {})[backend] = kernel
     order = ("cuda", "triton", "cpp", "aten", "reference")
     _preference[operation] = tuple(name for name in order if name in _registry[operation])
+
+
+def forced() -> str:
+    """The backend that is in force: a name of `BACKENDS`, or "auto"."""
+    return _forced
 
 
 def kernel(operation: str, backend: str) -> Kernel:
@@ -128,17 +134,20 @@ def choose(operation: str, *tensors: Tensor) -> str:
         if entry.only_on_request(*tensors) or entry.missing() is not None or entry.refuse(*tensors) is not None:
             continue
         if entry.prepare() is None:
-            _announce_fallback(operation, name, tensors[0].device.type)
+            _announce_fallback(operation, name, tensors)
             return name
     return "reference"
 
 
-def _announce_fallback(operation: str, name: str, device: str) -> None:
-    """One log line, once, when a GPU user gets the reference."""
-    if device != "cuda" or name != "reference" or torch.compiler.is_compiling() or operation in _announced:
+def _announce_fallback(operation: str, name: str, tensors: tuple[Tensor, ...]) -> None:
+    """One log line, once, when a GPU user gets no kernel for GPUs, with the reasons."""
+    if tensors[0].device.type != "cuda" or name in ON_GPU or torch.compiler.is_compiling() or operation in _announced:
         return
     _announced.add(operation)
-    log.warning("%s runs on the plain PyTorch reference; `python -m gwsss_fast.doctor` says why", operation)
+    kernels = {other: kernel for other, kernel in _registry[operation].items() if other in ON_GPU}
+    whys = {other: x.missing() or x.refuse(*tensors) or x.prepare() for other, x in kernels.items()}
+    reasons = "; ".join(f"{other}: {why}" for other, why in whys.items()) or "it has no kernel for GPUs"
+    log.warning("%s runs on plain PyTorch (%s): %s", operation, name, reasons)
 
 
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

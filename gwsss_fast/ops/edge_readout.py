@@ -8,7 +8,7 @@ from gwsss_fast.ops import dispatch, native_kernels, triton_kernels
 
 dispatch.register("edge_readout", "reference", dispatch.Kernel(reference.edge_readout, reference.edge_readout_backward))
 dispatch.register("edge_readout", "aten", dispatch.Kernel(aten.edge_readout, aten.edge_readout_backward))
-triton_kernels.register("edge_readout")
+triton_kernels.register("edge_readout", refuse=lambda g: triton_kernels.refuse_many(g.shape[:2].numel() * g.shape[1]))
 native_kernels.register("edge_readout", "cpp")
 # Backends whose forward pass also returns its softmaxes' statistics, (B, K, K, 3, N) and (B, K, K, 3, C), which their
 # backward pass then takes; the others need none.
@@ -68,7 +68,6 @@ def edge_readout(g: Tensor) -> tuple[Tensor, Tensor]:
     Raises GwsssError when the shape does not fit.
     """
     (g,) = dispatch.autocast(g)
-    dispatch.check(
-        g.is_floating_point() and g.dim() == 4, f"edge_readout: g must be (B, K, N, C), not {tuple(g.shape)}"
-    )
+    dispatch.check(g.is_floating_point(), f"edge_readout: g must be floating point, not {g.dtype}")
+    dispatch.check(g.dim() == 4, f"edge_readout: g must be (B, K, N, C), not {tuple(g.shape)}")
     return dispatch.without_autocast(_edge_readout, g, dispatch.choose("edge_readout", g))[:2]

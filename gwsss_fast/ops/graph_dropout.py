@@ -9,7 +9,7 @@ from gwsss_fast.ops import dispatch, native_kernels, triton_kernels
 dispatch.register(
     "graph_dropout", "reference", dispatch.Kernel(reference.graph_dropout, reference.graph_dropout_backward)
 )
-triton_kernels.register("graph_dropout")
+triton_kernels.register("graph_dropout", refuse=lambda g, r: triton_kernels.refuse_many(g.shape[:2].numel()))
 native_kernels.register("graph_dropout", "cpp")
 native_kernels.register("graph_dropout", "cuda")
 
@@ -61,9 +61,8 @@ def graph_dropout(g: Tensor, r: Tensor, drop_rate: float = 0.8, drop_threshold: 
     lies outside of 0..1.
     """
     (g,) = dispatch.autocast(g)
-    dispatch.check(
-        g.is_floating_point() and g.dim() == 4, f"graph_dropout: g must be (B, K, N, C), not {tuple(g.shape)}"
-    )
+    dispatch.check(g.is_floating_point(), f"graph_dropout: g must be floating point, not {g.dtype}")
+    dispatch.check(g.dim() == 4, f"graph_dropout: g must be (B, K, N, C), not {tuple(g.shape)}")
     dispatch.check(
         r.dim() in (1, 2) and r.shape == g.shape[: r.dim()],
         f"graph_dropout: r must be (B,) or (B, K) for g {tuple(g.shape)}, not {tuple(r.shape)}",

@@ -9,6 +9,15 @@ from torch import Tensor
 from gwsss_fast.launch import launcher
 from gwsss_fast.ops import dispatch
 
+MOST_PROGRAMS = 65535  # of the second axis of a grid
+
+
+def refuse_many(programs: int) -> str | None:
+    """Why kernels with so many programs on the second axis of their grid cannot run, or None."""
+    if programs > MOST_PROGRAMS:
+        return f"it has {programs} nodes or edges; its kernels take at most {MOST_PROGRAMS} at a time"
+    return None
+
 
 def register(operation: str, refuse: Callable[..., str | None] = lambda *tensors: None) -> None:
     """Register `launch/<operation>.py`'s functions `<operation>` and `<operation>_backward` as backend "triton".

@@ -27,6 +27,8 @@ SIZES = [
     ((1, 2, 3, 18, 512), "transpose"),
     ((1, 2, 35, 130, 20), "transpose"),
 ]
+pytestmark = pytest.mark.skipif(launcher.missing() is not None, reason=str(launcher.missing()))
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16]
 both_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 both_ways = pytest.mark.parametrize("reverse", ["transpose", "directed"])
@@ -54,7 +56,16 @@ def inputs(
     generator = torch.Generator().manual_seed(7)
     widths = (rank, rank, channels, channels)
     tensors = [make((groups, nodes, positions, width), torch.float64, generator) for width in widths]
-    return [(x * factor).to(dtype) for x, factor in zip(tensors, (scale, scale, 1, 1), strict=True)]
+    return [_moved(x * factor, dtype) for x, factor in zip(tensors, (scale, scale, 1, 1), strict=True)]
+
+
+def _moved(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x on the device of the kernels in another dtype, with the strides it has."""
+    if DEVICE == "cpu":
+        return x.to(dtype)
+    strides = x.stride()
+    room = torch.empty_strided(x.shape, strides, dtype=dtype, device=DEVICE)
+    return room.copy_(x)
 
 
 def with_gradients(call: Callable[..., Tensor], tensors: Sequence[Tensor], grad: Tensor) -> list[Tensor]:

@@ -49,6 +49,16 @@ def test_values_and_gradients(shape: tuple[int, int, int, int], kernel: int, dty
     assert_as_good_as_plain("triton", ops.conv_gru, inputs, [grad])
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_no_maps_at_all(kernel: int, dtype: torch.dtype) -> None:
+    inputs, grad = case((0, 4, 2, 3), kernel, dtype)
+    values, gradients = run("triton", ops.conv_gru, inputs, [grad])
+    assert values[0].shape == (0, 4, 2, 3)
+    assert [x.shape for x in gradients] == [x.shape for x in inputs]
+    assert not any(x.any() for x in gradients)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_the_papers_channels(dtype: torch.dtype) -> None:
     inputs, grad = case((1, 512, 1, 3), 1, dtype)

@@ -92,6 +92,15 @@ def test_layout_does_not_matter(layout) -> None:
 
 
 @both_dtypes
+def test_one_node_a_group_whatever_the_stride_that_does_not_count(dtype: torch.dtype) -> None:
+    """PyTorch calls (3, 1, N, C) contiguous with any stride of its second dimension."""
+    (g,), grads = case((3, 1, 5, 16), dtype)
+    odd = g.as_strided(g.shape, (80, 240, 16, 1))
+    assert odd.is_contiguous()
+    assert_as_good_as_plain("triton", ops.edge_readout, [odd], grads)
+
+
+@both_dtypes
 def test_same_bits_every_time(dtype: torch.dtype) -> None:
     inputs, grads = case((1, 2, 21, 20), dtype)
     first, second = (run("triton", ops.edge_readout, inputs, grads) for _ in range(2))

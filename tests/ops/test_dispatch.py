@@ -1,0 +1,52 @@
+"""Which backend runs, and what is said about it."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gwsss_fast import GwsssError, ops
+from gwsss_fast.launch import edge_tiles
+from gwsss_fast.ops import dispatch, triton_kernels
+
+
+def test_integers_are_refused_for_what_they_are() -> None:
+    g = torch.ones(1, 2, 3, 4, dtype=torch.int64)
+    for call in (lambda: ops.edge_readout(g), lambda: ops.graph_dropout(g, torch.zeros(1), 0.5, 0.5)):
+        with pytest.raises(GwsssError, match="g must be floating point"):
+            call()
+
+
+def test_more_edges_than_a_grid_takes_are_refused() -> None:
+    assert triton_kernels.refuse_many(65535) is None
+    assert "at most 65535" in str(triton_kernels.refuse_many(65536))
+    many, enough = torch.empty(16, 64, 1, 1, device="meta"), torch.empty(15, 64, 1, 1, device="meta")
+    refuse = dispatch.kernel("edge_readout", "triton").refuse
+    assert "65536 nodes or edges" in str(refuse(many))
+    assert refuse(enough) is None
+    nodes = torch.empty(4096, 16, 1, 1, device="meta")
+    assert "65536 nodes or edges" in str(dispatch.kernel("graph_dropout", "triton").refuse(nodes, nodes))
+
+
+def test_a_gpu_user_who_gets_no_kernel_is_told_why_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tensor = SimpleNamespace(device=SimpleNamespace(type="cuda"))  # no GPU is needed to be told
+    kernels = {
+        "triton": dispatch.Kernel(print, print, refuse=lambda *x: "D is 300; 256 is the limit"),
+        "aten": dispatch.Kernel(print, print),
+    }
+    monkeypatch.setitem(dispatch._registry, "edge_readout", kernels)
+    monkeypatch.setitem(dispatch._preference, "edge_readout", ("triton", "aten"))
+    monkeypatch.setattr(dispatch, "_announced", set())
+    with caplog.at_level("WARNING", "gwsss_fast"):
+        assert [dispatch.choose("edge_readout", tensor) for _ in range(2)] == ["aten", "aten"]  # type: ignore[arg-type]
+    assert [record.getMessage() for record in caplog.records] == [
+        "edge_readout runs on plain PyTorch (aten): triton: D is 300; 256 is the limit"
+    ]
+
+
+def test_wide_factors_in_tf32_fit_small_cards() -> None:
+    """At 32 positions of the partner they need 104 KiB of the 99 there are."""
+    sizes = {card: edge_tiles.weighted(256, 1024, "tf32", card, False).blocks["BLOCK_N"] for card in ("sm_89", "sm_90")}
+    assert sizes == {"sm_89": 16, "sm_90": 32}
