@@ -9,7 +9,9 @@ its candidates on first use, and the fastest is kept there.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import json
 import logging
 import os
@@ -168,7 +170,8 @@ def tune(name: str, card: str, key: Key, candidates: Sequence[Tiles], run: Calla
     timed: list[tuple[float, int]] = []
     for number, tiles in enumerate(candidates):
         try:
-            timed.append((measure(functools.partial(run, tiles)), number))
+            with contextlib.redirect_stdout(io.StringIO()):  # Triton prints the whole program that ptxas refused
+                timed.append((measure(functools.partial(run, tiles)), number))
         except _refusals() as error:
             log.info("%s: %s cannot run: %s", name, tiles, str(error).splitlines()[0] if str(error) else error)
     if not timed:
