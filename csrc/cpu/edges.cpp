@@ -57,7 +57,8 @@ void sum(const BFloat16* a, float factor, const BFloat16* b, int64_t count, BFlo
   kernels().sum_bfloat16(a, factor, b, count, to);
 }
 
-// What the messages are added to, in float32; false if nothing. Of BFloat16 a message is rounded with the residual first.
+// What the messages are added to, in float32; false if nothing. Of BFloat16, residual and message are summed and rounded
+// first.
 template <class T>
 bool start(const Receiver<T>& receiver, int64_t first, int64_t count, T* out) {
   const T* one = receiver.residual != nullptr ? receiver.residual + first : nullptr;
