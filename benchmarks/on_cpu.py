@@ -1,0 +1,148 @@
+"""`python -m benchmarks.on_cpu`: every operation and the GroupGNN step on the CPU against plain PyTorch, in one run.
+
+At the paper's size, forward and backward: `cpp`, `aten` and the equations in plain PyTorch ("eager"), in float32 and
+bfloat16, one call of each in turn; each is timed after its results have passed the tolerance rule. Ratios are against
+eager float32. The last line says what the machine can do at most. Lines are appended to results/cpu.jsonl. It takes
+some minutes on an idle machine; the table says how busy the machine was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import RESULTS, ceilings, checking, group_step, measuring, records
+from benchmarks.cases import OPERATIONS, Operation
+from benchmarks.measuring import Functions
+from benchmarks.peers import peers
+from benchmarks.records import Record
+from benchmarks.sizes import DTYPES, SIZES, Size
+from benchmarks.timing import Call, Times, interleave, wall_clock
+
+TIMED = (
+    "co_attention transpose",
+    "attention",
+    "graph_dropout",
+    "conv_gru kernel 1",
+    "conv_gru kernel 3",
+    "edge_readout",
+)
+DTYPE_NAMES = ("float32", "bfloat16")
+PEERS = ("cpp", "aten", "eager")
+FIRST = "eager float32"
+"""What all others are compared with."""
+COLUMNS = ("operation", "pass", "version", "ms", "faster than eager float32", "% of a matrix product")
+
+
+def versions_of(operation: Operation, size: Size) -> tuple[dict[str, Functions], list[Record]]:
+    """By dtype, what has passed the tolerance rule; and lines with the reasons of what has not."""
+    found, refused = {}, []
+    for name in DTYPE_NAMES:
+        tensors = operation.inputs(size, DTYPES[name], "cpu", 0)
+        some = [peer for peer in peers(operation, tensors, False) if peer.name in PEERS]
+        functions, reasons = measuring.accepted(some, operation, tensors, checking.expected(operation, tensors))
+        found[name] = functions
+        for (peer, backward), reason in reasons.items():
+            line = {"operation": operation.label, "pass": measuring.PASSES[backward], "version": f"{peer.name} {name}"}
+            refused.append({**line, "ours": peer.ours, "reason": reason})
+    return found, refused
+
+
+def measure(operation: Operation, size: Size, rounds: int, limits: ceilings.Ceilings) -> list[Record]:
+    """Lines of one operation, both passes."""
+    functions, lines = versions_of(operation, size)
+    for backward in (False, True):
+        calls: dict[str, list[Call]] = {}
+        for name in DTYPE_NAMES:
+            inputs = [operation.inputs(size, DTYPES[name], "cpu", 100 * number) for number in range(2)]
+            for peer, function in functions[name][backward].items():
+                made = measuring.forward_calls(function, inputs)
+                if backward:
+                    made = measuring.backward_calls(function, inputs, operation.differentiable)
+                calls[f"{peer.name} {name}"] = made
+        for made in calls.values():
+            made[0]()
+        times = interleave(calls, wall_clock, rounds)
+        for version, found in times.items():
+            work = operation.work(size, DTYPES[version.split()[-1]], backward)
+            line = {"operation": operation.label, "pass": measuring.PASSES[backward], "version": version}
+            rates = records.measured(found, work, DTYPES[version.split()[-1]], limits, None)
+            lines.append({**line, **rates, "faster": _faster(times, version)})
+    return lines
+
+
+def _faster(times: dict[str, Times], version: str) -> float | None:
+    return times[FIRST].p50 / times[version].p50 if FIRST in times else None
+
+
+def measure_step(size: Size, rounds: int) -> list[Record]:
+    """Lines of a whole training step of GroupGNN: as it runs by itself, and the equations in plain PyTorch."""
+    calls: dict[str, list[Call]] = {}
+    lines: list[Record] = []
+    base = {"operation": "GroupGNN step", "pass": "both"}
+    for name in DTYPE_NAMES:
+        wanted = group_step.expected(size, DTYPES[name], "cpu")
+        for peer in group_step.step_peers("cpu", compiled=False):
+            if peer.name in ("auto", "eager"):
+                function, reason = group_step.ready(peer, size, DTYPES[name], "cpu", wanted)
+                if function is None:
+                    lines.append({**base, "version": f"{peer.name} {name}", "ours": peer.ours, "reason": reason})
+                else:
+                    calls[f"{peer.name} {name}"] = [function]
+    times = interleave(calls, wall_clock, rounds)
+    for version, found in times.items():
+        numbers = {"p20_ms": found.p20, "p50_ms": found.p50, "p80_ms": found.p80, "count": found.count}
+        lines.append({**base, "version": version, **numbers, "faster": _faster(times, version)})
+    return lines
+
+
+def row(line: Record) -> list[str]:
+    """A line of the table."""
+    words = [line["operation"], line["pass"], line["version"]]
+    if "reason" in line:
+        return [*words, "-", "-", line["reason"][:40]]
+    faster, share = line.get("faster"), line.get("of_gemm")
+    return [
+        *(*words, f"{line['p50_ms']:.2f}", "-" if faster is None else f"{faster:.2f}"),
+        "-" if not share else f"{100 * share:.0f}",
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; exit status 1 where one of our versions is wrong or fails."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.on_cpu", description=__doc__)
+    parser.add_argument("--size", default="paper", choices=[*SIZES])
+    parser.add_argument("--operations", nargs="+", default=[*TIMED, "step"], choices=[*TIMED, "step"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder to which cpu.jsonl is appended")
+    options = parser.parse_args(arguments)
+    size, console = SIZES[options.size], Console()
+    side, values = (2048, 2**26) if options.size == "paper" else (256, 2**16)
+    limits = ceilings.measure("cpu", wall_clock, (torch.float32, torch.bfloat16), 2 * side, values, 5)
+    lines: list[Record] = []
+    for operation in (each for each in OPERATIONS if each.label in options.operations):
+        lines += measure(operation, size, options.rounds, limits)
+        console.print(f"{operation.label}: done", highlight=False)
+    if "step" in options.operations:
+        lines += measure_step(size, options.rounds)
+    load = os.getloadavg()[0]
+    table = Table(*COLUMNS, title=f"{size}, {torch.get_num_threads()} threads, load {load:.1f}")
+    for line in lines:
+        table.add_row(*row(line))
+    console.print(table)
+    rates = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in limits.flops.items())
+    console.print(f"matrix product: {rates}; copy: {limits.bandwidth / 1e9:.1f} GB/s")
+    about = {**records.environment("cpu"), "size": size.name, "load": load, "gemm": limits.flops}
+    records.append(options.output / "cpu.jsonl", [{**about, "copy": limits.bandwidth, **line} for line in lines])
+    return int(any(line.get("ours") and "reason" in line for line in lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
