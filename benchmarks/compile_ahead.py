@@ -7,6 +7,7 @@ included) up to the point where it would be loaded. Registers and spills come fr
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
@@ -212,20 +213,31 @@ def _warm(job: Job) -> str | None:
     return None
 
 
-def in_processes(function: Callable[[Job], Any], jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, Any]]:
-    """(job, result) as they come, from fresh processes: Triton holds much memory and no two cards share a process."""
+def in_processes(
+    function: Callable[[Job], Any], jobs: Iterable[Job], workers: int, seconds: float | None = None
+) -> Iterator[tuple[Job, Any]]:
+    """(job, result) as they come, from fresh processes: Triton holds much memory and no two cards share a process.
+
+    Begun in the order of `jobs`. seconds: when it ends at the latest; what has begun goes on, nothing else begins.
+    """
+    late = False
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _prepare_worker, (function is report,))
     try:
         futures = {pool.submit(function, job): job for job in jobs}
-        for future in as_completed(futures):
+        for future in as_completed(futures, seconds):
             yield futures[future], future.result()
+    except concurrent.futures.TimeoutError:
+        late = True
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=not late, cancel_futures=True)
 
 
-def warm_cache(jobs: Iterable[Job], workers: int) -> dict[Job, str | None]:
-    """Fill Triton's own cache, so that first starts on this machine do not wait; the error of each job, or None."""
-    return dict(in_processes(_warm, jobs, workers))
+def warm_cache(jobs: Iterable[Job], workers: int, seconds: float | None = None) -> dict[Job, str | None]:
+    """Fill Triton's own cache, so that first starts on this machine do not wait; the error of each job, or None.
+
+    In the order of `jobs`; those that are not done after so many seconds are left out.
+    """
+    return dict(in_processes(_warm, jobs, workers, seconds))
 
 
 def cache_folder() -> Path:

@@ -17,6 +17,7 @@ from benchmarks import checking, group_step
 from benchmarks.cases import OPERATIONS, Operation, as_tuple
 from benchmarks.peers import first_line
 from benchmarks.sizes import DTYPES, ODD, PAPER, Size
+from benchmarks.timing import time_limit
 from gwsss_fast import ops
 from gwsss_fast.ops import dispatch
 
@@ -42,14 +43,17 @@ class Outcome:
     skipped: bool = False
 
 
-def carry_out(checks: Sequence[Check], go_on: Callable[[], bool] = lambda: True) -> Iterator[Outcome]:
-    """Run the checks; an exception is a failure of its check."""
+def carry_out(
+    checks: Sequence[Check], go_on: Callable[[], bool] = lambda: True, limit: Callable[[], float] | None = None
+) -> Iterator[Outcome]:
+    """Run the checks; an exception is a failure of its check. limit: seconds that a check may take now."""
     for check in checks:
         if not go_on():
             yield Outcome(check, [], skipped=True)
             continue
         try:
-            failures = check.run()
+            with time_limit(limit() if limit is not None else None):
+                failures = check.run()
         except Exception as error:
             failures = [first_line(error)]
         yield Outcome(check, failures)
@@ -75,6 +79,9 @@ def all_checks(
         if device.startswith("cuda"):
             found.append(graph_check(operation, device))
     step = [step_check(dtype, sizes[0], device) for dtype in dtypes]
+    if device.startswith("cuda"):
+        step += [captured_step_check(dtype, sizes[0], device) for dtype in dtypes]
+        found.append(compiled_step_check(dtypes[-1], sizes[0], device))  # last, as it takes the longest
     return [*found[: len(operations) * len(dtypes)], *step, *found[len(operations) * len(dtypes) :]]
 
 
@@ -149,14 +156,25 @@ def layout_check(operation: Operation, device: str) -> Check:
     return Check("any strides", operation.label, run)
 
 
+@contextmanager
+def deterministic_convolutions() -> Iterator[None]:
+    """cuDNN takes algorithms alone that give the same bits each time; those of gradients of weights need not."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
+
+
 def repeat_check(operation: Operation, size: Size, device: str) -> Check:
-    """Two runs agree in every bit."""
+    """Two runs agree in every bit, where cuDNN is told to be deterministic."""
 
     def run() -> list[str]:
         tensors = operation.inputs(size, torch.bfloat16, device, 3)
         failures = []
         for name in backends(operation, tensors):
-            with ops.backend(name):
+            with ops.backend(name), deterministic_convolutions():
                 first, second = (checking.run(operation.call, tensors, operation.differentiable) for _ in range(2))
             if not all(torch.equal(a, b) for a, b in zip(first, second, strict=True)):
                 failures.append(f"{name}: two runs on the same inputs differ")
@@ -241,6 +259,34 @@ def step_check(dtype: torch.dtype, size: Size, device: str) -> Check:
         return group_step.expected(size, dtype, device).failures(step.run(), group_step.STEP_FACTOR)
 
     return Check("GroupGNN step", f"{size.name}, {dtype}", run)
+
+
+def captured_step_check(dtype: torch.dtype, size: Size, device: str) -> Check:
+    """A training step, captured with its backward pass on other values, gives when replayed what `step_check` wants."""
+
+    def run() -> list[str]:
+        step = group_step.build(size, dtype, device)
+        values = step.features.detach().clone()
+        with torch.no_grad():
+            step.features.mul_(0.5)
+        replay = group_step.captured_step(step)
+        replay()
+        with torch.no_grad():
+            step.features.copy_(values)
+        return group_step.expected(size, dtype, device).failures(replay(), group_step.STEP_FACTOR)
+
+    return Check("captured GroupGNN step", f"{size.name}, {dtype}", run)
+
+
+def compiled_step_check(dtype: torch.dtype, size: Size, device: str) -> Check:
+    """A training step through torch.compile's own code generator, as one graph."""
+
+    def run() -> list[str]:
+        torch._dynamo.reset()
+        step = group_step.compiled_step(group_step.build(size, dtype, device))
+        return group_step.expected(size, dtype, device).failures(step(), group_step.STEP_FACTOR)
+
+    return Check("compiled GroupGNN step", f"{size.name}, {dtype}", run)
 
 
 def chosen(operation: Operation, device: str) -> str:

@@ -95,11 +95,15 @@ Function = Callable[[], list[Tensor]]
 
 @dataclass(frozen=True)
 class StepPeer:
-    """A way to run the step. build(step) gives a function that returns loss and gradients."""
+    """A way to run the step. build(step) gives a function that returns loss and gradients.
+
+    replayed: its memory is taken by build, so that of a call says nothing.
+    """
 
     name: str
     ours: bool
     build: Callable[[Step], Function]
+    replayed: bool = False
 
 
 def _ours(step: Step) -> Function:
@@ -128,7 +132,8 @@ def _with(table: dict[str, Callable[..., Any]], compiled: bool) -> Callable[[Ste
     return build
 
 
-def _compiled(step: Step) -> Function:
+def compiled_step(step: Step) -> Function:
+    """Model and loss under torch.compile, as one graph."""
     forward = torch.compile(step.loss, dynamic=False, fullgraph=True)
 
     def run() -> list[Tensor]:
@@ -138,7 +143,7 @@ def _compiled(step: Step) -> Function:
     return run
 
 
-def _graph(step: Step) -> Function:
+def captured_step(step: Step) -> Function:
     """One CUDA graph of the whole step; its results stay in the same memory from replay to replay."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -164,9 +169,9 @@ def step_peers(device: str, compiled: bool = True, unrolled: bool = True) -> lis
     """
     found = [StepPeer("auto", True, _ours)]
     if compiled:
-        found.append(StepPeer("auto, compiled", True, _compiled))
+        found.append(StepPeer("auto, compiled", True, compiled_step))
     if device.startswith("cuda"):
-        found.append(StepPeer("auto, CUDA graph", True, _graph))
+        found.append(StepPeer("auto, CUDA graph", True, captured_step, replayed=True))
     found.append(StepPeer("reference", True, _reference))
     found += [StepPeer("eager", False, _with(EAGER, False)), StepPeer("batched", False, _with(BATCHED, False))]
     if compiled:

@@ -15,7 +15,7 @@ from benchmarks.checking import Expected
 from benchmarks.peers import Peer, UnusableError, first_line, peers
 from benchmarks.records import Record, describe, measured
 from benchmarks.sizes import Size
-from benchmarks.timing import Call, Timer, cache_bytes, interleave, peak_bytes, rotations, time_limit
+from benchmarks.timing import NO_TIME, Call, Timer, cache_bytes, interleave, peak_bytes, rotations, time_limit
 
 PASSES = {False: "forward", True: "backward"}
 
@@ -131,7 +131,7 @@ def measure(
             if peer in calls and peer.name in times:
                 line |= measured(times[peer.name], work, dtype, ceilings, peaks[peer])
             else:
-                line["reason"] = refused.get((peer, backward)) or late.get(peer, "no time was left")
+                line["reason"] = refused.get((peer, backward)) or late.get(peer, NO_TIME)
             records.append(line)
         del calls, versions
         release(device)

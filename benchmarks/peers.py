@@ -15,6 +15,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from benchmarks import plain
 from benchmarks.cases import Function, Operation
+from benchmarks.timing import time_limit_in
 from gwsss_fast import ops
 from gwsss_fast.ops import dispatch
 
@@ -54,7 +55,8 @@ def peers(operation: Operation, tensors: list[Tensor], compiled: bool = True) ->
         found.append(Peer("batched", False, lambda x: operation.plain))
     if operation.name in ("attention", "co_attention"):
         found += [Peer(name, False, _fused(operation, backend)) for name, backend in FUSED.items()]
-        found.append(Peer("flex attention", False, _flex(operation, compiled)))
+        if compiled:  # without the compiler it is a plain product of N x N scores, which says nothing of FlexAttention
+            found.append(Peer("flex attention", False, _flex(operation)))
     if compiled and batched:
         found.append(Peer("compiled batched", False, lambda x: compiled_function(operation.plain)))
     if compiled:
@@ -120,19 +122,21 @@ def _fused(operation: Operation, backend: SDPBackend) -> Callable[[list[Tensor]]
     return build
 
 
-def _flex(operation: Operation, compiled: bool) -> Callable[[list[Tensor]], Function]:
+def _flex(operation: Operation) -> Callable[[list[Tensor]], Function]:
     """Its own tiles first, then small ones: values of 512 channels do not fit with the first on every card."""
 
     def build(tensors: list[Tensor]) -> Function:
         if tensors[0].shape[1] == 1 and operation.name == "co_attention":
             raise UnusableError("no edges")
-        attend: Any = compiled_function(flex_attention) if compiled else flex_attention
+        attend: Any = compiled_function(flex_attention)
         reasons = []
-        for options in ({}, SMALL_TILES) if compiled else ({},):
+        for options in ({}, SMALL_TILES):
             function = _attending(operation, _with_options(attend, dict(options)))
             try:
                 function(*tensors)
             except Exception as error:  # the compiler's own errors have no common type
+                if (limit := time_limit_in(error)) is not None:
+                    raise limit from error
                 reasons.append(first_line(error))
             else:
                 return function
@@ -146,6 +150,7 @@ def _with_options(attend: Function, options: dict[str, Any]) -> Function:
 
 
 def first_line(error: BaseException, most: int = 200) -> str:
-    """An exception as one short line."""
+    """An exception as one short line; a time limit by its own name, whatever it was wrapped in."""
+    error = time_limit_in(error) or error
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:most]

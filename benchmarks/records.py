@@ -128,6 +128,7 @@ COLUMNS = (
     "% gemm",
     "% copy",
     "eager x",
+    "batched x",
     "compile x",
     "best",
 )
@@ -138,13 +139,14 @@ def line(key: tuple[str, ...], members: Sequence[Record]) -> tuple[str, ...]:
     own, best = ours(members), best_peer(members)
     if own is None:
         reasons = [record["reason"] for record in members if record.get("ours") and record.get("reason")]
-        return (*key, "-", "-", "-", "-", "-", "-", "-", (reasons or ["not run"])[0][:60])
+        return (*key, "-", "-", "-", "-", "-", "-", "-", "-", (reasons or ["not run"])[0][:60])
     named = {record["peer"]: record for record in members if "p50_ms" in record}
     compiled = [named[name]["p50_ms"] for name in named if name.startswith("compiled")]
     best_text = f"{best['p50_ms'] / own['p50_ms']:.2f} {best['peer']}" if best else "-"
     return (
         *(*key, own["peer"], f"{own['p50_ms']:.3f}", f"{own['host_ms']:.3f}", _percent(own.get("of_gemm"))),
-        *(_percent(own.get("of_copy")), _ratio(named.get("eager", {}).get("p50_ms"), own["p50_ms"])),
+        _percent(own.get("of_copy")),
+        *(_ratio(named.get(name, {}).get("p50_ms"), own["p50_ms"]) for name in ("eager", "batched")),
         *(_ratio(min(compiled, default=None), own["p50_ms"]), best_text),
     )
 

@@ -63,11 +63,12 @@ def interleave(
     first.
     """
     readings: dict[str, list[Reading]] = {name: [] for name in calls}
+    timers = {name: fresh(timer) for name in calls}
     for number in range(rounds):
         if number and not go_on():
             break
         for name, versions in calls.items():
-            readings[name].append(timer(versions[number % len(versions)]))
+            readings[name].append(timers[name](versions[number % len(versions)]))
     return {name: summary(found) for name, found in readings.items() if found}
 
 
@@ -83,14 +84,18 @@ class EventTimer:
     """CUDA events around a call that was queued behind a pause, so that launches do not show in the GPU's time.
 
     hide_launches: False times as a loop of such calls would run, the host's work included where it is the longer.
+
+    The pause begins with the longest, and halves until it is half as long again as the host needs: what was slow to
+    launch once costs no more than a few calls. It is one call's own, see `fresh`.
     """
 
     CYCLES_A_MILLISECOND = 1_900_000
     LONGEST_PAUSE_MS = 20.0
+    SHORTEST_PAUSE_MS = 0.2
 
     def __init__(self, hide_launches: bool = True) -> None:
         self.hide_launches = hide_launches
-        self.pause_ms = 0.2
+        self.pause_ms = self.LONGEST_PAUSE_MS
 
     def __call__(self, call: Call) -> Reading:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -103,12 +108,33 @@ class EventTimer:
         host = 1e3 * (time.perf_counter() - start)
         end.record()
         torch.cuda.synchronize()
-        self.pause_ms = min(max(self.pause_ms, 1.5 * host), self.LONGEST_PAUSE_MS)
+        self.pause_ms = min(max(self.SHORTEST_PAUSE_MS, self.pause_ms / 2, 1.5 * host), self.LONGEST_PAUSE_MS)
         return Reading(begin.elapsed_time(end), host)
+
+
+def fresh(timer: Timer) -> Timer:
+    """The timer, knowing nothing of calls that it has timed before."""
+    return EventTimer(timer.hide_launches) if isinstance(timer, EventTimer) else timer
+
+
+NO_TIME = "no time was left"
+"""The reason of what was not begun."""
 
 
 class TimeLimitError(Exception):
     """Something took longer than it was given."""
+
+
+def time_limit_in(error: BaseException | None) -> TimeLimitError | None:
+    """The limit that an exception stems from: compilers raise their own in its place."""
+    while error is not None and not isinstance(error, TimeLimitError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def for_lack_of_time(reason: str) -> bool:
+    """Whether a reason against a peer says nothing of the peer itself."""
+    return reason == NO_TIME or reason.startswith(TimeLimitError.__name__)
 
 
 @contextmanager

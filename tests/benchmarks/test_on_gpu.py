@@ -1,11 +1,9 @@
 """The one command for a GPU: what of it can run without one, with a timer and a clock that are not real."""
 
-import io
 from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
 from benchmarks import gpu_checks, group_step, measuring, on_gpu, records
 from benchmarks.cases import operation, rerouted
@@ -17,17 +15,6 @@ from benchmarks.timing import Reading
 
 TINY = Size("tiny", 1, 2, 3, 2, 8, 4, steps=2)
 LIMITS = Ceilings({"float32": 1e11, "bfloat16": 1e11}, 1e10)
-
-
-def fake_timer(call) -> Reading:  # type: ignore[no-untyped-def]
-    call()
-    return Reading(2.0, 0.5)
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    console = Console(width=170, file=io.StringIO())
-    return Run("cpu", Clock(1e6), tmp_path / "cpu.jsonl", console, fake_timer, fake_timer, rounds=2)
 
 
 def said(run: Run) -> str:
@@ -130,6 +117,7 @@ def test_checks_that_fail_break_or_come_too_late_are_told_apart(run: Run) -> Non
     assert "WRONG a, 2: differs" in said(run)
     assert "WRONG a, 3: ValueError: no" in said(run)
     assert "1 skipped for lack of time" in said(run)
+    assert run.unchecked == 1
 
 
 @pytest.mark.parametrize("kind", ["value_check", "poison_check", "layout_check", "repeat_check"])
@@ -172,7 +160,7 @@ def test_strided_tensors_hold_the_same_values() -> None:
 
 
 def test_ceilings_are_rates() -> None:
-    found = measure("cpu", fake_timer, (torch.float32,), side=64, values=1000, rounds=1)
+    found = measure("cpu", lambda call: Reading(2.0, 0.5), (torch.float32,), side=64, values=1000, rounds=1)
     assert found.flops["float32"] == pytest.approx(2 * 32**3 / 2e-3)
     assert found.bandwidth == pytest.approx(2 * 2 * 1000 / 2e-3)
 

@@ -46,6 +46,7 @@ def test_the_table_says_how_many_times_faster() -> None:
     cells = dict(zip(records.COLUMNS, records.line(key, members), strict=True))
     assert cells["ours"] == "triton"
     assert (cells["ms"], cells["% gemm"], cells["eager x"], cells["compile x"]) == ("2.000", "50", "3.00", "2.00")
+    assert cells["batched x"] == "1.50"
     assert cells["best"] == "1.50 batched"
     assert records.reasons(found) == {("attention", "sdpa flash"): "too old"}
     console = Console(width=170, record=True, file=open("/dev/null", "w"))  # noqa: SIM115

@@ -4,9 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch._dynamo
 
 from benchmarks import suites
-from benchmarks.cases import TIMED
+from benchmarks.cases import TIMED, operation
+from benchmarks.sizes import Size
 from benchmarks.timing import Reading
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,12 +42,28 @@ def test_the_times_are_those_of_the_timer_and_inputs_take_turns() -> None:
     assert order == [0, 1, 2, 0, 1, 2, 0]  # each once to warm up
 
 
-def test_a_wrong_result_fails_and_an_impossible_one_is_skipped() -> None:
-    suites.verdict(None)
+def test_a_wrong_result_and_a_broken_backend_fail_and_an_impossible_peer_is_skipped() -> None:
+    suites.verdict(None, ours=True)
     with pytest.raises(pytest.fail.Exception, match="wrong"):
-        suites.verdict("wrong: output 0")
+        suites.verdict("wrong: output 0", ours=False)
     with pytest.raises(pytest.skip.Exception, match="no kernel"):
-        suites.verdict("no kernel")
+        suites.verdict("no kernel", ours=False)
+    with pytest.raises(pytest.fail.Exception, match="capture failed"):
+        suites.verdict("RuntimeError: capture failed", ours=True)
+
+
+def test_the_compiler_forgets_earlier_cases_but_not_the_other_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch compiles a function for a few shapes only, then runs it as it is."""
+    resets: list[None] = []
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: resets.append(None))
+    suites._begin.cache_clear()
+    suites._accepted.cache_clear()
+    for number in (1, 2):
+        size = Size("tiny", number, 2, 3, 2, 8, 4)
+        for backward in (False, True):
+            for name in ("eager", "batched"):
+                suites.run(Recorder(), operation("attention"), size, torch.float32, backward, name)
+        assert len(resets) == number
 
 
 @pytest.mark.parametrize("label", [row.label for row in TIMED if row.label != "conv_gru kernel 3"])

@@ -5,9 +5,10 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import timing
-from benchmarks.timing import Reading, interleave, quantile, rotations, summary, time_limit, wall_clock
+from benchmarks.timing import EventTimer, Reading, interleave, quantile, rotations, summary, time_limit, wall_clock
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 30])
@@ -78,3 +79,67 @@ def test_memory_of_a_cpu_is_not_measured() -> None:
     ran: list[bool] = []
     assert timing.peak_bytes(lambda: ran.append(True), "cpu") is None
     assert ran
+
+
+class Event:
+    """A CUDA event that knows no time."""
+
+    def __init__(self, enable_timing: bool) -> None:
+        pass
+
+    def record(self) -> None:
+        pass
+
+    def elapsed_time(self, other: object) -> float:
+        return 1.0
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Milliseconds of the pauses that a GPU would have been given."""
+    found: list[float] = []
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda n: found.append(n / EventTimer.CYCLES_A_MILLISECOND))
+    return found
+
+
+def test_a_pause_decays_to_what_the_call_needs(pauses: list[float]) -> None:
+    timer = EventTimer()
+    for number in range(12):
+        timer((lambda: time.sleep(0.005)) if number == 2 else (lambda: None))
+    assert pauses[0] == EventTimer.LONGEST_PAUSE_MS
+    assert pauses[3] >= 7.5  # half as long again as the slow call before it
+    assert pauses[-1] < 1.0
+
+
+def test_pauses_are_each_calls_own_and_begin_anew_with_each_case(pauses: list[float]) -> None:
+    timer = EventTimer()
+    for _ in range(2):
+        pauses.clear()
+        interleave({"slow": [lambda: time.sleep(0.005)], "fast": [lambda: None]}, timer, rounds=8)
+        assert pauses[0] == pauses[1] == EventTimer.LONGEST_PAUSE_MS
+        assert pauses[-2] >= 7.5
+        assert pauses[-1] < 2.0
+
+
+def test_a_timer_of_steps_stays_one(pauses: list[float]) -> None:
+    interleave({"step": [lambda: None]}, EventTimer(hide_launches=False), rounds=2)
+    assert not pauses
+
+
+def test_a_limit_is_found_in_what_a_compiler_raises_in_its_place() -> None:
+    limit = timing.TimeLimitError("given up after 1 s")
+
+    def compiler() -> None:
+        try:
+            raise limit
+        except Exception:
+            raise RuntimeError("backend='inductor' raised") from None
+
+    with pytest.raises(RuntimeError) as raised:
+        compiler()
+    assert timing.time_limit_in(raised.value) is limit
+    assert timing.time_limit_in(ValueError("x")) is None
+    assert timing.for_lack_of_time(timing.NO_TIME)
+    assert not timing.for_lack_of_time("RuntimeError: capture failed")
