@@ -23,7 +23,8 @@ namespace {
 
 constexpr int64_t kLeastRows = 4096;           // vertices of a lattice that a thread takes at least
 constexpr size_t kMostKept = size_t{1} << 28;  // bytes of lattices kept for a next call
-constexpr size_t kMostOfAKind = 2;           // lattices of positions, and of colours, kept
+constexpr size_t kMostPositions = 2;           // lattices of positions kept
+constexpr size_t kMostColours = 1;             // lattices of colours kept
 
 // Lattices of the last calls. One of positions serves every image of its size; one of colours the same image again,
 // as when two presets share its widths.
@@ -38,17 +39,17 @@ class Cache {
           return entries_.front().lattice;
         }
     }
+    make_room(features);  // before the new one is built: it takes the memory of the one that it follows
     auto lattice = build_lattice(features, order);
     Entry entry{features, {}, lattice};
     if (features.dimensions > 2)
       entry.image.assign(features.image, features.image + 3 * features.height * features.width);
     const std::lock_guard<std::mutex> guard(mutex_);
     entries_.push_front(std::move(entry));
-    size_t bytes = 0, number[2] = {};  // of lattices of positions and of colours
+    size_t bytes = 0;
     for (auto it = entries_.begin(); it != entries_.end();) {
       bytes += it->lattice->bytes();
-      const bool many = ++number[it->features.dimensions > 2] > kMostOfAKind;
-      it = it != entries_.begin() && (many || bytes > kMostKept) ? entries_.erase(it) : std::next(it);
+      it = it != entries_.begin() && bytes > kMostKept ? entries_.erase(it) : std::next(it);
     }
     return lattice;
   }
@@ -64,6 +65,8 @@ class Cache {
     std::vector<uint8_t> image;
     std::shared_ptr<const Lattice> lattice;
 
+    bool of_colours() const { return features.dimensions > 2; }
+
     bool fits(const Features& other) const {
       if (features.dimensions != other.dimensions || features.height != other.height ||
           features.width != other.width || features.sxy != other.sxy)
@@ -72,6 +75,16 @@ class Cache {
           (features.srgb == other.srgb && std::memcmp(image.data(), other.image, image.size()) == 0);
     }
   };
+
+  // Forgets the oldest of a kind where one more would be too many.
+  void make_room(const Features& features) {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    const bool colours = features.dimensions > 2;
+    size_t kept = 0;
+    for (auto it = entries_.begin(); it != entries_.end();)
+      it = it->of_colours() == colours && ++kept >= (colours ? kMostColours : kMostPositions) ? entries_.erase(it)
+                                                                                              : std::next(it);
+  }
 
   std::mutex mutex_;
   std::list<Entry> entries_;
