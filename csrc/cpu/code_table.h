@@ -1,9 +1,12 @@
 // A table from codes of lattice points to numbers.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <vector>
+#include <utility>
+
+#include "buffer.h"
 
 namespace gwsss_fast {
 
@@ -18,14 +21,14 @@ class CodeTable {
 
   // The number of `code`, a new one if it is not there.
   int32_t insert(uint64_t code) {
-    if (2 * codes_.size() >= entries_.size()) grow();
+    if (2 * count_ >= entries_.size()) grow();
     size_t at = slot(code);
     while (entries_[at].number >= 0) {
       if (entries_[at].code == code) return entries_[at].number;
       at = (at + 1) & mask_;
     }
-    entries_[at] = {code, static_cast<int32_t>(codes_.size())};
-    codes_.push_back(code);
+    entries_[at] = {code, static_cast<int32_t>(count_)};
+    codes_[count_++] = code;
     return entries_[at].number;
   }
 
@@ -38,12 +41,13 @@ class CodeTable {
 
   // Replaces every number n by number[n]; nothing may be inserted after.
   void renumber(const int32_t* number) {
-    for (Entry& entry : entries_)
-      if (entry.number >= 0) entry.number = number[entry.number];
+    for (size_t at = 0; at < entries_.size(); ++at)
+      if (entries_[at].number >= 0) entries_[at].number = number[entries_[at].number];
   }
 
   void prefetch(uint64_t code) const { __builtin_prefetch(&entries_[slot(code)]); }
-  const std::vector<uint64_t>& codes() const { return codes_; }
+  size_t size() const { return count_; }
+  const uint64_t* codes() const { return codes_.data(); }  // by number
 
  private:
   struct Entry {
@@ -54,7 +58,11 @@ class CodeTable {
   size_t slot(uint64_t code) const { return (code * 0x9E3779B97F4A7C15ull) >> shift_; }
 
   void resize(size_t capacity) {
-    entries_.assign(capacity, Entry{0, -1});
+    entries_ = Buffer<Entry>(capacity);
+    std::fill_n(entries_.data(), capacity, Entry{0, -1});
+    Buffer<uint64_t> codes(capacity / 2);  // no more are inserted before it grows
+    std::copy_n(codes_.data(), count_, codes.data());
+    codes_ = std::move(codes);
     mask_ = capacity - 1;
     shift_ = 64;
     for (; capacity > 1; capacity /= 2) --shift_;
@@ -62,15 +70,16 @@ class CodeTable {
 
   void grow() {
     resize(2 * entries_.size());
-    for (size_t i = 0; i < codes_.size(); ++i) {
+    for (size_t i = 0; i < count_; ++i) {
       size_t at = slot(codes_[i]);
       while (entries_[at].number >= 0) at = (at + 1) & mask_;
       entries_[at] = {codes_[i], static_cast<int32_t>(i)};
     }
   }
 
-  std::vector<Entry> entries_;
-  std::vector<uint64_t> codes_;
+  Buffer<Entry> entries_;
+  Buffer<uint64_t> codes_;
+  size_t count_ = 0;
   size_t mask_ = 0;
   int shift_ = 0;
 };

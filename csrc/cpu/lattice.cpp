@@ -70,8 +70,8 @@ class Builder {
  private:
   // What a strip knows of its rows.
   struct Strip {
-    std::vector<uint64_t> code;
-    std::vector<int32_t> level;
+    Buffer<uint64_t> code;
+    Buffer<int32_t> level;
     int32_t lowest = std::numeric_limits<int32_t>::max();
     int32_t highest = std::numeric_limits<int32_t>::min();
     std::array<int32_t, kParts + 1> part;  // first entry of each part in `row`, and the end
@@ -116,12 +116,13 @@ class Builder {
       }
     }
     Strip& strip = strips_[number];
-    strip.code = table.codes();
-    strip.level.reserve(strip.code.size());
-    for (const uint64_t code : strip.code) {
-      strip.level.push_back(level_of(coding_, size_, code));
-      strip.lowest = std::min(strip.lowest, strip.level.back());
-      strip.highest = std::max(strip.highest, strip.level.back());
+    strip.code = Buffer<uint64_t>(table.size());
+    strip.level = Buffer<int32_t>(table.size());
+    for (size_t i = 0; i < table.size(); ++i) {
+      strip.code[i] = table.codes()[i];
+      strip.level[i] = level_of(coding_, size_, strip.code[i]);
+      strip.lowest = std::min(strip.lowest, strip.level[i]);
+      strip.highest = std::max(strip.highest, strip.level[i]);
     }
   }
 
@@ -159,7 +160,7 @@ class Builder {
     part_of_.assign(levels, 0);
     std::vector<int64_t> count(levels, 0);
     for (const Strip& strip : strips_)
-      for (const int32_t level : strip.level) ++count[place_of(level)];
+      for (size_t i = 0; i < strip.level.size(); ++i) ++count[place_of(strip.level[i])];
     int64_t dealt = 0;
     for (int64_t level = 0; level < levels; ++level) {
       const int64_t part = std::min(kParts * dealt / rows, kParts - 1);
@@ -182,7 +183,7 @@ class Builder {
   void sort_rows(int64_t number) {
     Strip& strip = strips_[number];
     std::array<int32_t, kParts + 1> next{};
-    for (const int32_t level : strip.level) ++next[part_of_[place_of(level)] + 1];
+    for (size_t i = 0; i < strip.level.size(); ++i) ++next[part_of_[place_of(strip.level[i])] + 1];
     for (int64_t part = 0; part < kParts; ++part) next[part + 1] += next[part];
     strip.part = next;
     strip.row = Buffer<int32_t>(strip.code.size());
@@ -209,10 +210,10 @@ class Builder {
   // Numbers a part's vertices in the order of their rows, and places them level by level.
   void number_vertices(Part& part) {
     part.table = CodeTable(rows_of(part));
-    std::vector<int32_t> levels;  // of the vertices
+    Buffer<int32_t> levels(rows_of(part) + zero_.size());  // of the vertices
     const auto insert = [&](uint64_t code, int64_t level) {
       const int32_t number = part.table.insert(code);
-      if (part.table.codes().size() > levels.size()) levels.push_back(static_cast<int32_t>(level - part.first_level));
+      levels[number] = static_cast<int32_t>(level - part.first_level);
       return number;
     };
     for_rows(part, [&](int64_t row, const Strip& strip, int32_t i) {
@@ -222,12 +223,13 @@ class Builder {
       if (const int64_t level = place_of(level_of(coding_, size_, code)); level >= part.first_level && level < part.end_level)
         insert(code, level);
     part.level.assign(part.end_level - part.first_level + 1, 0);
-    for (const int32_t level : levels) ++part.level[level + 1];
+    const size_t count = part.table.size();
+    for (size_t v = 0; v < count; ++v) ++part.level[levels[v] + 1];
     for (size_t l = 0; l + 1 < part.level.size(); ++l) part.level[l + 1] += part.level[l];
     std::vector<int32_t> next = part.level;
-    Buffer<int32_t> place(levels.size());
-    part.code = Buffer<uint64_t>(levels.size());
-    for (size_t v = 0; v < levels.size(); ++v) {
+    Buffer<int32_t> place(count);
+    part.code = Buffer<uint64_t>(count);
+    for (size_t v = 0; v < count; ++v) {
       place[v] = next[levels[v]]++;
       part.code[place[v]] = part.table.codes()[v];
     }
@@ -266,7 +268,8 @@ class Builder {
     for (size_t l = 0; l + 1 < part.level.size(); ++l)
       for (int32_t place = part.level[l]; place < part.level[l + 1]; ++place)
         in_level_[part.vertex + place] = place - part.level[l];
-    std::vector<int32_t> next(count + 1, 0);
+    Buffer<int32_t> next(count + 1);
+    std::fill_n(next.data(), count + 1, 0);
     for_rows(part, [&](int64_t row, const Strip&, int32_t) { ++next[number_[row] + 1]; });
     next[0] = static_cast<int32_t>(part.source);
     for (int64_t v = 0; v < count; ++v) {
