@@ -63,13 +63,13 @@ def test_the_limit_reaches_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None
 SLOW_BUILD = """
 import pathlib, subprocess, sys, time
 path = pathlib.Path(sys.argv[1])
-path.write_text("half")
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-path.with_suffix(".child").write_text(str(child.pid))
-try:
+try:  # from the first moment on: on a busy machine it may be stopped anywhere
+    path.write_text("half")
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    path.with_suffix(".child").write_text(str(child.pid))
     child.wait()
 finally:
-    path.unlink()
+    path.unlink(missing_ok=True)
 """
 
 
