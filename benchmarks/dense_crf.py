@@ -135,13 +135,13 @@ def growth(peer: str, preset: str, labels: int) -> float:
     prob, image = probabilities(labels), scene()
     function = pydensecrf2 if peer == "pydensecrf2" else ours
     function(prob[:, :8, :8].copy(), image[:8, :8].copy(), PRESETS[preset])  # what is loaded and kept in any case
-    before = _memory("VmRSS")
+    before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     function(prob, image, PRESETS[preset])
-    return _memory("VmHWM") - before
+    return resident("VmHWM") - before
 
 
-def _memory(field: str) -> float:
+def resident(field: str) -> float:
     """MiB of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024

@@ -22,7 +22,9 @@ ORDER = (
     ((PAPER_8,), ("float32", "float16")),
 )
 """Sizes and dtypes whose kernels are compiled: those of the checks and of the most wanted times before the others."""
-BUILD = (sys.executable, "-c", "from gwsss_fast.native import library; library.prepare_on_gpu()")
+HEED = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+"""A program that was started in the background ignores interrupts, and so do those that it starts."""
+BUILD = (sys.executable, "-c", f"{HEED}; from gwsss_fast.native import library; library.prepare_on_gpu()")
 
 
 def wanted_kernels(card: str) -> list[Job]:

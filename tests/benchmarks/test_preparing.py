@@ -60,7 +60,8 @@ def test_the_limit_reaches_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None
     assert given == [[job], 3, 7.0]
 
 
-SLOW_BUILD = """
+SLOW_BUILD = f"""
+{preparing.HEED}
 import pathlib, subprocess, sys, time
 path = pathlib.Path(sys.argv[1])
 try:  # from the first moment on: on a busy machine it may be stopped anywhere
