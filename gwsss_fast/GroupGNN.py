@@ -148,18 +148,20 @@ class GroupGNN(nn.Module):
         self.readout = nn.Linear(in_channels, num_classes)
         self.edges = EdgeReadout(in_channels, num_classes) if edge_supervision else None
 
-    def forward(self, features: Tensor, steps: int | None = None) -> GroupOutput:
+    def forward(self, features: Tensor, steps: int | None = None, draws: Tensor | None = None) -> GroupOutput:
         """features: (B, K, C, H, W), or (K, C, H, W) for one group (B = 1); any K >= 1, H and W.
 
-        steps: message-passing steps of this call instead of the constructor's; 0 reads the features alone.
+        steps: message-passing steps of this call instead of the constructor's; 0 reads the features alone. draws: the
+        uniform numbers r of graph dropout in training, (steps - 1, B), or (steps - 1, B, K) with drop_per_node; None
+        draws them here.
         """
         steps = self.steps if steps is None or self.steps == 0 else steps
         if self.backend == "auto":
-            return self._forward(features, steps)
+            return self._forward(features, steps, draws)
         with use_backend(self.backend):
-            return self._forward(features, steps)
+            return self._forward(features, steps, draws)
 
-    def _forward(self, features: Tensor, steps: int) -> GroupOutput:
+    def _forward(self, features: Tensor, steps: int, draws: Tensor | None) -> GroupOutput:
         g = self._nodes(features)
         size = features.shape[-2:]
         initial_logits, initial_maps = _read(self.initial_readout, g, size)
@@ -169,10 +171,11 @@ class GroupGNN(nn.Module):
         size_of_nodes = self._size_of_nodes(g)
         g = g / size_of_nodes
         for step in range(1, steps + 1):
+            r = draws[step - 1] if draws is not None and step < steps else None
             if self.checkpoint_steps and self.training:
-                g = checkpoint(self._step_again, forced_backend(), g, size, step < steps, use_reentrant=False)
+                g = checkpoint(self._step_again, forced_backend(), g, size, step < steps, r, use_reentrant=False)
             else:
-                g = self._step(g, size, step < steps)
+                g = self._step(g, size, step < steps, r)
         g = g * size_of_nodes
         logits, maps = _read(self.readout, g, size)
         edge_logits = self.edges(g) if self.edges is not None and self.training else None
@@ -198,7 +201,7 @@ class GroupGNN(nn.Module):
         if self.steps > 0:
             self.readout.load_state_dict(self.initial_readout.state_dict())
 
-    def _step(self, g: Tensor, size: torch.Size, feeds_another: bool) -> Tensor:
+    def _step(self, g: Tensor, size: torch.Size, feeds_another: bool, r: Tensor | None) -> Tensor:
         """One round of Eq. 8 and 2 on the nodes (B, K, N, C); graph dropout on what feeds another step."""
         senders = g if self.graph_gradient == "full" else g.detach()
         if self.self_edge is None:
@@ -207,7 +210,14 @@ class GroupGNN(nn.Module):
             message = self.self_edge(senders, *self.co_attention.unscaled(senders))
         state = self.update(_images(message, size).flatten(0, 1), _images(g, size).flatten(0, 1))
         g = state.permute(0, 2, 3, 1).reshape(g.shape)
-        return self.dropout(g) if self.dropout is not None and feeds_another else g
+        return self.dropout(g, r) if self.dropout is not None and feeds_another else g
+
+    def draw(self, groups: int, nodes: int, generator: torch.Generator) -> Tensor | None:
+        """`forward`'s draws for so many groups of so many images, on the CPU; None without graph dropout."""
+        if self.steps == 0 or self.dropout is None:
+            return None
+        shape = (groups, nodes) if self.dropout.per_node else (groups,)
+        return torch.rand(max(self.steps - 1, 0), *shape, generator=generator)
 
     def _nodes(self, features: Tensor) -> Tensor:
         """The features as nodes (B, K, N, C); no copy when they are channels last."""

@@ -26,8 +26,8 @@ from gwsss_fast.models.group_classifier import GroupClassifier
 from gwsss_fast.training.build import load_classifier
 from gwsss_fast.training.checkpoints import load_checkpoint
 from gwsss_fast.training.logs import Reporter
-from gwsss_fast.training.loop import deferred_interrupt
 from gwsss_fast.training.runs import Run, missing_files
+from gwsss_fast.training.signals import deferred_interrupt
 
 RECORD_EVERY = 100  # images between two records of the progress
 
@@ -89,7 +89,7 @@ def make_maps(run: Run, resume: bool = False) -> None:
             if stopped.is_set() or len(done) % RECORD_EVERY == 0:
                 sweeps.save(run.map_progress, done)
             if stopped.is_set():
-                raise KeyboardInterrupt
+                raise stopped.kind
     if scoring:
         run.add_metrics(cam=sweeps.metrics())
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import os
 import re
 import sys
 import time
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gwsss_fast import distributed
 from gwsss_fast.config import Config, absolute_paths, check, closest, differences, load_config, read_config
 from gwsss_fast.data.check import verify_files
 from gwsss_fast.errors import GwsssError
@@ -25,6 +27,7 @@ from gwsss_fast.ops import backend as use_backend
 from gwsss_fast.training.checkpoints import load_checkpoint
 from gwsss_fast.training.precision import check_precision, choose_device, set_threads
 from gwsss_fast.training.runs import STAGES, Run, environment, open_data
+from gwsss_fast.training.signals import Terminated
 
 VERBS = {
     "train": "train",
@@ -38,7 +41,7 @@ VERBS = {
 }
 USAGE = f"usage: gwsss-fast VERB [OPTIONS]\n\nverbs: {', '.join(VERBS)}\n`gwsss-fast VERB --help` lists the options."
 HARMLESS = ("device", "threads", "backend", "output", "data.workers", "data.cache_mb", "data.verify")
-BAD_INPUT, INTERRUPTED = 2, 130
+BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
 _Arguments = TypeVar("_Arguments")
 
 
@@ -60,17 +63,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(body: Callable[[], None]) -> int:
-    """Call `body`; bad input and a refusing disk become one line on stderr and status 2, Ctrl-C becomes 130."""
+    """Call `body`, in all processes that torchrun has started together.
+
+    Bad input and a refusing disk become one line on stderr and status 2, Ctrl-C becomes 130, SIGTERM 143.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of classes and files, on a terminal without letters
     try:
-        body()
+        with distributed.job():
+            body()
+    except distributed.ToldError:
+        return BAD_INPUT
     except GwsssError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
-    except KeyboardInterrupt:
-        print("stopped; continue with --resume", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as stop:
+        if int(os.environ.get("RANK", "0")) == 0:
+            print("stopped; continue with --resume", file=sys.stderr)
+        return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         print(f"error: cannot read or write{where}: {error.strerror or error}", file=sys.stderr)
@@ -151,9 +161,9 @@ def open_run(folder: Path, config: Config, verify: bool = False) -> Run:
     set_threads(config.threads)
     device = choose_device(config.device)
     check_precision(config.precision, device)
-    data = open_data(config.data)
+    data = distributed.main_first(lambda: open_data(config.data))
     if verify and config.data.verify:
-        verify_files(data)
+        distributed.on_main(lambda: verify_files(data))
     return Run(folder, config, data, device)
 
 
@@ -179,7 +189,7 @@ def refuse_changes(old: Config, new: Config, folder: Path, fixed: Callable[[str]
 def stage_of(key: str) -> str | None:
     """The first stage whose result depends on the field; None for fields that change no result."""
     section, _, name = key.rpartition(".")
-    if key in HARMLESS or name == "checkpoint_every":
+    if key in HARMLESS or section == "training" or name == "checkpoint_every":
         return None
     return section if section in STAGES and key != "cam.oaa" else "classifier"
 
@@ -208,6 +218,8 @@ def run_stage(run: Run, stage: str, body: Callable[[Run], None]) -> None:
 
 def print_summary(run: Run) -> None:
     """The one table of results on stdout, and where the report lies."""
+    if not distributed.is_main():
+        return
     table = summary(run.metrics())
     console = Console()
     if table.row_count:

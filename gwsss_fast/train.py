@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from gwsss_fast import cli
+from gwsss_fast import cli, distributed
 from gwsss_fast.cam import make_maps
 from gwsss_fast.config import Config, absolute_paths, check, load_config
 from gwsss_fast.errors import GwsssError
@@ -25,6 +25,7 @@ from gwsss_fast.training.runs import STAGES, Run
 from gwsss_fast.training.segmenter import check_segmenter, train_segmenter
 
 RUNS = Path("runs")
+TOGETHER = ("classifier", "segmenter")  # stages that all processes work on; process 0 does the others
 
 
 @dataclass(frozen=True)
@@ -46,21 +47,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: Sequence[str]) -> None:
-    options = read_arguments(arguments)
-    folder = choose_folder(options)
+    options = distributed.on_main(lambda: read_arguments(arguments))
+    folder = distributed.on_main(lambda: choose_folder(options))
     config = options.config
-    stored = (folder / "config.yaml").is_file()
+    stored = distributed.broadcast((folder / "config.yaml").is_file())
     run = cli.open_run(folder, config, verify=not stored)
-    if stored:
-        cli.refuse_changes(cli.stored_config(folder), config, folder, lambda stage: run.begun(stage))
     stages = STAGES if options.stage == "all" else (options.stage,)
+
+    def check() -> bool:
+        if stored:
+            cli.refuse_changes(cli.stored_config(folder), config, folder, lambda stage: run.begun(stage))
+        return not folder.exists() or not any(folder.iterdir())
+
+    bare = distributed.on_main(check)
     check_stages(run, stages, options.resume)
-    bare = not folder.exists() or not any(folder.iterdir())
-    run.note(f"run: {folder} on {run.device.type}")
+    together = f", {distributed.size()} processes" if distributed.size() > 1 else ""
+    run.note(f"run: {folder} on {run.device.type}{together}")
     try:
         run_stages(run, stages, options.resume)
     except Exception:
-        if bare:
+        if bare and distributed.is_main():
             remove_if_bare(folder)
         raise
     cli.print_summary(run)
@@ -71,6 +77,8 @@ def read_arguments(arguments: Sequence[str]) -> Arguments:
 
     Raises GwsssError for an unknown preset, option or value.
     """
+    if distributed.restarted():
+        arguments = [*arguments, "--resume"]
     preset, output = cli.peek(arguments, "--preset"), cli.peek(arguments, "--output")
     base = preset or "quick"
     backbone = cli.peek(arguments, "--backbone", "--model.backbone")
@@ -121,7 +129,7 @@ def run_stages(run: Run, stages: Sequence[str], resume: bool) -> None:
         if resume and run.complete(stage):
             run.note(f"{stage}: done before, skipped")
             continue
-        go_on = resume and not run.outdated(stage)
+        go_on = distributed.on_main(lambda stage=stage: resume and not run.outdated(stage))  # type: ignore[misc]
         cli.run_stage(run, stage, stage_function(stage, go_on))
 
 
@@ -145,7 +153,7 @@ def stage_function(stage: str, resume: bool) -> Callable[[Run], None]:
         "evaluate": evaluate,
         "report": write_report,
     }
-    return functions[stage]
+    return functions[stage] if stage in TOGETHER else lambda run: distributed.on_main(lambda: functions[stage](run))
 
 
 def remove_if_bare(folder: Path) -> None:

@@ -16,6 +16,7 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
 FLOOR = {"errors", "files"}
+JOB = {"distributed"}
 BACKENDS = {"reference", "aten", "launch", "native"}
 MODULE = {"layers", "GroupGNN", "losses"}
 PIPELINE = {"training", "labels", "export", "report"}
@@ -33,13 +34,14 @@ COMMANDS = {
     "check_data",
     "doctor",
 }
-BELOW_MODELS = FLOOR | {"ops"} | MODULE
+BELOW_MODELS = FLOOR | JOB | {"ops"} | MODULE
 BELOW_PIPELINE = BELOW_MODELS | {"models", "data", "evaluation", "config"}
 
 # room -> rooms of the package it may import, besides itself. A room is a folder or a file directly in the package.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
+    "distributed": {"errors"},
     "reference": set(),
     "kernels": set(),
     "launch": FLOOR | {"kernels"},  # allocates what a Triton kernel writes, and starts it

@@ -11,6 +11,7 @@ from gwsss_fast.config.sections import (
     ModelConfig,
     PseudoConfig,
     SegmenterConfig,
+    TrainingConfig,
 )
 from gwsss_fast.config.yaml_files import (
     closest,
@@ -31,6 +32,7 @@ __all__ = [
     "ModelConfig",
     "PseudoConfig",
     "SegmenterConfig",
+    "TrainingConfig",
     "absolute_paths",
     "check",
     "closest",

@@ -103,6 +103,28 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class TrainingConfig:
+    """How both stages train; the result is the same up to rounding."""
+
+    accumulate: Annotated[int, _alias(aliases=["--accumulate"])] = 1
+    """Parts that a step's batch is divided into, one after the other: less memory. A GPU that runs out of memory
+    divides further by itself."""
+    compile: Annotated[bool, _alias(aliases=["--compile"])] = False
+    """torch.compile network and loss."""
+    optimizer: Literal["auto", "torch", "fused", "apex"] = "auto"
+    """SGD: PyTorch's, its fused kernel, or NVIDIA apex's; auto = apex's or fused on a GPU, else torch."""
+    sync_batch_norm: bool = True
+    """Several processes: trained batch norm sees the whole batch instead of each process's share."""
+    nonfinite_limit: int = 10
+    """Skip so many steps whose loss or gradient is not finite; the next one stops the training."""
+    keep: int = 2
+    """Checkpoints kept of each stage, the newest included; where it is damaged, the one before serves. best.pt, that
+    of the epoch with the lowest loss, is kept besides."""
+    profile: Annotated[int, _alias(aliases=["--profile"])] = 0
+    """Measure so many steps: tell how their time divides and write a trace into logs/. They are a little slower."""
+
+
+@dataclass(frozen=True)
 class ClassifierConfig:
     """Stage 1: the group classifier."""
 
@@ -283,6 +305,7 @@ class Config:
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     cam: CamConfig = field(default_factory=CamConfig)
     pseudo: PseudoConfig = field(default_factory=PseudoConfig)

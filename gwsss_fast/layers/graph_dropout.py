@@ -36,11 +36,11 @@ class GraphDropout(nn.Module):
         self.drop_rate, self.drop_threshold = drop_rate, drop_threshold
         self.scale, self.per_node, self.evaluation = scale, per_node, evaluation
 
-    def forward(self, g: Tensor) -> Tensor:
-        """g: (B, K, N, C). Returns (B, K, N, C)."""
+    def forward(self, g: Tensor, r: Tensor | None = None) -> Tensor:
+        """g: (B, K, N, C). r: the uniform numbers of the groups (B,) or nodes (B, K); None draws. Returns as g."""
         shape = g.shape[:2] if self.per_node else g.shape[:1]
         if self.training:
-            r = torch.rand(shape, device=g.device)
+            r = torch.rand(shape, device=g.device) if r is None else r.to(g.device)
         elif self.evaluation == "importance":
             r = torch.full(shape, -1.0, device=g.device)
         else:

@@ -198,31 +198,45 @@ def _scaled(images: Tensor, scale: float) -> Tensor:
 
 
 def segmentation_loss(
-    logits: Tensor | Sequence[Tensor], target: Tensor, resize: Literal["target", "logits"] = "target"
+    logits: Tensor | Sequence[Tensor],
+    target: Tensor,
+    resize: Literal["target", "logits"] = "target",
+    pixels: Tensor | Sequence[Tensor] | None = None,
 ) -> Tensor:
     """Mean cross-entropy over the pixels that are not 255, a scalar; several logits: the sum of their losses.
 
     logits: (B, num_classes, h, w). target: (B, H, W) integers. Where sizes differ, the target is reduced to the
     logits' size as in the published protocol, or, with resize="logits", the logits are enlarged to the target's.
+    pixels: what each sum is divided by, where this is a part of a larger batch (`valid_pixels` of all of it).
     Without a single valid pixel the loss is 0 and its gradient zeros. Raises GwsssError when the shapes do not match.
     """
     if not isinstance(logits, Tensor):
-        return torch.stack([segmentation_loss(each, target, resize) for each in logits]).sum()
+        counts: Sequence[Tensor | None] = [None] * len(logits) if pixels is None else list(pixels)
+        pairs = zip(logits, counts, strict=True)
+        return torch.stack([segmentation_loss(each, target, resize, count) for each, count in pairs]).sum()
     if logits.ndim != 4 or target.ndim != 3 or logits.shape[0] != target.shape[0]:
         raise GwsssError(
             f"logits {tuple(logits.shape)} and target {tuple(target.shape)}; pass (B, classes, h, w) and (B, H, W)"
         )
     logits = logits.float()
-    if logits.shape[-2:] != target.shape[-2:]:
-        if resize == "logits":
-            logits = F.interpolate(logits, size=target.shape[-2:], mode="bilinear", align_corners=False)
-        else:
-            # float32 holds every class number exactly, and interpolation takes no integers on some devices.
-            reduced = F.interpolate(target[:, None].float(), size=logits.shape[-2:], mode="nearest-exact")
-            target = reduced[:, 0]
-    target = target.long()
-    total = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum")
-    return total / (target != IGNORE).sum().clamp_min(1)
+    if resize == "logits" and logits.shape[-2:] != target.shape[-2:]:
+        logits = F.interpolate(logits, size=target.shape[-2:], mode="bilinear", align_corners=False)
+    total = F.cross_entropy(logits, _reduced(target, logits.shape[-2:]), ignore_index=IGNORE, reduction="sum")
+    count = valid_pixels(target, logits.shape[-2:]) if pixels is None else pixels
+    assert isinstance(count, Tensor)
+    return total / (count.clamp_min(1) if pixels is None else torch.where(count > 0, count, 1))
+
+
+def valid_pixels(target: Tensor, size: Sequence[int]) -> Tensor:
+    """How many pixels of the target (B, H, W), reduced to `size`, are not 255: a scalar."""
+    return (_reduced(target, size) != IGNORE).sum()
+
+
+def _reduced(target: Tensor, size: Sequence[int]) -> Tensor:
+    if tuple(target.shape[-2:]) == tuple(size):
+        return target.long()
+    # float32 holds every class number exactly, and interpolation takes no integers on some devices.
+    return F.interpolate(target[:, None].float(), size=tuple(size), mode="nearest-exact")[:, 0].long()
 
 
 @torch.no_grad()

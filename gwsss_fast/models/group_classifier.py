@@ -47,13 +47,13 @@ class GroupClassifier(nn.Module):
         nodes = self.project(self.backbone(flat)).contiguous(memory_format=torch.channels_last)
         return nodes.unflatten(0, images.shape[:-3])
 
-    def forward(self, images: Tensor, steps: int | None = None) -> GroupOutput:
+    def forward(self, images: Tensor, steps: int | None = None, draws: Tensor | None = None) -> GroupOutput:
         """GroupOutput of a batch of groups (B, K, 3, H, W) or of one group (K, 3, H, W) of normalised images.
 
-        steps: message-passing steps of this call; None = the graph's own.
+        steps: message-passing steps of this call; None = the graph's own. draws: as in GroupGNN.forward.
         """
-        features = self.features(images)
-        return self.gnn(features) if steps is None else self.gnn(features, steps)
+        options = {name: value for name, value in (("steps", steps), ("draws", draws)) if value is not None}
+        return self.gnn(self.features(images), **options)
 
     def parameter_groups(
         self,

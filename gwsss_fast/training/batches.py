@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from gwsss_fast.data.dataset import Split
 from gwsss_fast.data.images import read_size
 from gwsss_fast.data.loading import checked, make_loader
 from gwsss_fast.data.torch_datasets import ImageCache
+from gwsss_fast.training.parts import Share, of_share, own_rows
 
 _SAMPLE = 32  # images measured to guess the size of all of them
 
@@ -41,8 +43,8 @@ class _Positions(Sampler[list[int]]):
 
 def epochs_of_batches(
     dataset: EpochDataset, batches: Any, start: int, epoch_steps: int, workers: int, pin: bool
-) -> Iterator[Any]:
-    """Batches from step `start` on, without end: epoch after epoch, each `epoch_steps` long.
+) -> Iterator[Share]:
+    """This process's share of the batches from step `start` on, without end: epochs, each `epoch_steps` long.
 
     batches(epoch): the positions of each batch of that epoch. Worker processes live as long as the iterator. Raises
     the GwsssError of an item that cannot be read.
@@ -54,9 +56,17 @@ def epochs_of_batches(
     epoch, skip = divmod(start, epoch_steps)
     while True:
         dataset.set_epoch(epoch)
-        positions.batches = batches(epoch)[skip:epoch_steps]
-        yield from checked(loader)
+        whole = batches(epoch)[skip:epoch_steps]
+        positions.batches = [of_share(batch) for batch in whole]
+        for batch, items in zip(whole, checked(loader), strict=True):
+            rows, idle = own_rows(len(batch))
+            yield Share(items, tuple(rows), len(batch), idle)
         epoch, skip = epoch + 1, 0
+
+
+def image_ids(split: Split, indices: Tensor) -> list[str]:
+    """The names of the images at `indices` of the split, whatever their shape."""
+    return [split.records[index].id for index in indices.flatten().tolist()]
 
 
 def consecutive(count: int, size: int) -> list[list[int]]:

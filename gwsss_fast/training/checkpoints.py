@@ -1,11 +1,15 @@
 """Checkpoints that continue a training exactly: weights, optimiser, position and random states.
 
 Everything in the file is a tensor, number, string or plain container, so `torch.load(weights_only=True)` reads it.
+The newest is last.pt; step-N.pt beside it are the ones before, and best.pt that of the best epoch.
 """
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +64,54 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
+
+
+def replace_checkpoint(path: Path, content: dict[str, Any], keep: int, step_before: int | None) -> None:
+    """Write the newest checkpoint at `path`; the one there, of `step_before`, becomes step-N.pt; in all `keep` stay.
+
+    At no time is there none. Raises GwsssError when the disk refuses; the newest is then still the one before.
+    """
+    if step_before is not None and keep > 1 and path.is_file():
+        link(path, path.with_name(f"step-{step_before:08d}.pt"))
+    save_checkpoint(path, content)
+    for old in earlier_checkpoints(path)[keep - 1 :]:
+        old.unlink(missing_ok=True)
+
+
+def earlier_checkpoints(path: Path) -> list[Path]:
+    """The checkpoints before the newest at `path`, the latest first."""
+    return sorted((x for x in path.parent.glob("step-*.pt") if x.stem[5:].isdigit()), reverse=True)
+
+
+def link(path: Path, copy: Path) -> None:
+    """The same content under a second name, where the file system can without writing it again."""
+    with files.atomic_path(copy) as temporary:
+        temporary.unlink()
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
+
+
+def newest_readable(path: Path, tell: Callable[[str], None]) -> Path | None:
+    """`path`, or the latest checkpoint before it that can be read where it cannot; None when there is none at all.
+
+    tell: takes one line when it has to be an earlier one. Raises GwsssError when all are damaged.
+    """
+    there = [file for file in (path, *earlier_checkpoints(path)) if file.is_file()]
+    problems = []
+    for file in there:
+        try:
+            load_checkpoint(file)
+        except GwsssError as error:
+            problems.append(error)
+            continue
+        for problem in problems:
+            tell(f"{problem}; going on from {file.name}")
+        return file
+    if problems:
+        raise problems[0]
+    return None
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

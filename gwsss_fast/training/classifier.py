@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,15 +17,18 @@ from gwsss_fast.data.transforms import ClassifierTransform
 from gwsss_fast.GroupGNN import GroupGNN, GroupOutput
 from gwsss_fast.losses import group_loss
 from gwsss_fast.models.group_classifier import GroupClassifier
-from gwsss_fast.training.batches import consecutive, epochs_of_batches, image_cache
+from gwsss_fast.training.batches import consecutive, epochs_of_batches, image_cache, image_ids
 from gwsss_fast.training.build import build_classifier
 from gwsss_fast.training.loop import Trainer
 from gwsss_fast.training.online_maps import OnlineMaps
+from gwsss_fast.training.optimizers import make_sgd
+from gwsss_fast.training.parts import Part, Share
 from gwsss_fast.training.runs import Run, checkpoint_record
 from gwsss_fast.training.schedules import Schedule, constant, poly, step_decay, warm_up
 
 MOST_PLAIN = 0.75
 """Of all steps: a graph that never joins would be read untrained."""
+_DRAWS = 3  # keeps the numbers of graph dropout apart from other streams of the seed
 PARTS = {"loss_final": (1.0, 0.0, 0.0), "loss_initial": (0.0, 1.0, 0.0), "loss_edge": (0.0, 0.0, 1.0)}
 
 
@@ -50,38 +54,49 @@ def train_classifier(run: Run, resume: bool = False) -> str:
     trainer = make_trainer(run, model, record)
     if online is not None:
         trainer.state = online.state
-    if resume and trainer.checkpoint.is_file():
-        content = trainer.resume()
+    content = trainer.resume() if resume else {}
+    if content:
         source = content.get("initialised_from", {}).get("classifier", source)
         trainer.record["initialised_from"] = {"classifier": source}
         if online is not None:
-            online.maps = content.get("online_maps", {})
+            online.restore(content.get("online_maps", {}))
     dataset = GroupDataset(split, sampler, transform, config.seed, image_cache(split, config.data.cache_mb))
 
-    def batches(start: int) -> Iterator[Any]:
+    def batches(start: int) -> Iterator[Share]:
         groups = consecutive(len(dataset), options.groups)
         pin = run.device.type == "cuda"
         return epochs_of_batches(dataset, lambda epoch: groups, start, trainer.epoch_steps, config.data.workers, pin)
 
-    def loss(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        images, labels = (batch[name].to(run.device, non_blocking=True) for name in ("images", "labels"))
+    measure = torch.compile(group_loss, fullgraph=True) if config.training.compile else group_loss
+
+    def loss(part: Part) -> tuple[Tensor, dict[str, Tensor]]:
+        images, labels = part.items["images"], part.items["labels"]
         plain = trainer.step < plain_steps
         if trainer.step <= plain_steps > 0:
             gnn.start_graph()  # in every plain step: a trial run that ends there leaves a graph that can be read
-        out: GroupOutput = model(images, steps=0 if plain else None)
-        if online is not None:
-            online.update(out, batch["indices"])
+        numbers = {"steps": 0} if plain else {"draws": graph_draws(gnn, part, config.seed, trainer.step)}
+        out: GroupOutput = trainer.network(images, **numbers)
+        if online is not None and not part.share.idle:
+            online.update(out, part.items["indices"])
         weights = PARTS["loss_initial"] if plain else options.loss_weights
-        total = group_loss(out, labels, weights, options.loss_reduction)
+        total = measure(out, labels, weights, options.loss_reduction) * part.weight
         with torch.no_grad():
             graph = gnn.steps > 0 and not plain
             edges = ["loss_edge"] if out.edge_logits is not None else []
             names = ["loss_final", "loss_initial", *edges] if graph else ["loss_initial"]
-            parts = {name: group_loss(out, labels, PARTS[name], options.loss_reduction) for name in names}
-        return total, parts
+            more = {name: group_loss(out, labels, PARTS[name], options.loss_reduction) * part.weight for name in names}
+        return total, more
 
     trainer.fit(batches, loss, tuple(PARTS))
     return source
+
+
+def graph_draws(gnn: GroupGNN, part: Part, seed: int, step: int) -> Tensor | None:
+    """The numbers of graph dropout for the groups of `part`: those of (seed, step, row in the batch), so that neither
+    the number of processes nor that of parts has a say in them."""
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, _DRAWS, step]).generate_state(1)[0]))
+    whole = gnn.draw(part.share.total, part.items["images"].shape[1], generator)
+    return None if whole is None else whole[:, part.rows]
 
 
 def plain_phase(run: Run, graph: bool) -> int:
@@ -107,8 +122,14 @@ def make_trainer(run: Run, model: GroupClassifier, record: dict[str, Any]) -> Tr
         bias_lr_factor=options.bias_lr_factor,
         weight_decay=options.weight_decay,
     )
-    optimizer = torch.optim.SGD(
-        groups, options.graph_lr, options.momentum, weight_decay=options.weight_decay, nesterov=options.nesterov
+    optimizer = make_sgd(
+        config.training.optimizer,
+        groups,
+        run.device,
+        lr=options.graph_lr,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        nesterov=options.nesterov,
     )
     return Trainer(
         name="classifier",
@@ -123,7 +144,10 @@ def make_trainer(run: Run, model: GroupClassifier, record: dict[str, Any]) -> Tr
         precision=config.precision,
         clip_norm=options.clip_norm,
         checkpoint_every=options.checkpoint_every,
+        options=config.training,
         record=record,
+        best="loss_final" if cast(GroupGNN, model.gnn).steps else "loss_initial",
+        images=lambda share: image_ids(run.data.training, share.items["indices"]),
         console=run.console,
     )
 

@@ -1,11 +1,10 @@
-"""The loop that both stages share: steps, learning rates, checkpoints, and stopping without harm."""
+"""The loop that both stages share: steps, learning rates, processes, checkpoints, and stopping without harm."""
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,24 +12,35 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from gwsss_fast import distributed
+from gwsss_fast.config import TrainingConfig
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.models.precision import autocast
+from gwsss_fast.models.synced_batch_norm import synchronise_batch_norm
 from gwsss_fast.training.checkpoints import (
     check_finite,
+    link,
     load_checkpoint,
+    newest_readable,
     random_states,
+    replace_checkpoint,
     restore_model,
     restore_random_states,
-    save_checkpoint,
 )
+from gwsss_fast.training.guards import Skips, Statistics
 from gwsss_fast.training.logs import Reporter, TrainingLog
+from gwsss_fast.training.parts import Part, Share, split
+from gwsss_fast.training.profiling import Profile
 from gwsss_fast.training.schedules import Schedule
+from gwsss_fast.training.signals import Stop, deferred_interrupt
 
 ROWS = 500  # rows of a log, about: a row is the mean over as many steps as keep to this
 
-# A batch -> the loss to minimise, first, and further numbers for the log.
-LossFunction = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
+# A part of a batch -> its contribution to the batch's loss, first, and to further numbers of the log: summed over the
+# parts of a process and averaged over the processes, they are those of the batch (see Part.weight).
+LossFunction = Callable[[Part], tuple[Tensor, dict[str, Tensor]]]
 
 
 @dataclass
@@ -39,7 +49,8 @@ class Trainer:
 
     name: of the stage, for messages and log files. total, epoch_steps: optimiser steps in all and per epoch. schedule:
     factor on each parameter group's first learning rate. record: what the checkpoint says besides (config, classes,
-    initialised_from). state: gives further content that changes while training.
+    initialised_from). state: gives further content that changes while training; all processes call it. best: the
+    number of the log whose mean over an epoch decides which is the best. images: the names of what a share holds.
     """
 
     name: str
@@ -54,116 +65,250 @@ class Trainer:
     precision: str = "fp32"
     clip_norm: float | None = None
     checkpoint_every: int = 500
+    options: TrainingConfig = field(default_factory=TrainingConfig)
     record: dict[str, Any] = field(default_factory=dict)
     state: Callable[[], dict[str, Any]] = dict
+    best: str = "loss"
+    images: Callable[[Share], list[str]] = lambda share: []
     console: Console | None = None
     step: int = 0
 
     def __post_init__(self) -> None:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.parts = self.options.accumulate
+        self.skips = Skips(self.name, self.options.nonfinite_limit)
+        self.network: nn.Module = self.model  # what the loss calls: compiled, and joined to the other processes
+        self.best_mean = math.inf
+        self._epoch = _Means()
         self._random: dict[str, Any] | None = None
+        self._saved: int | None = None
 
     def resume(self) -> dict[str, Any]:
-        """Continue from the checkpoint and return its content. Raises GwsssError when it does not fit the model."""
-        content = load_checkpoint(self.checkpoint)
-        restore_model(self.model, content, self.checkpoint)
+        """Continue from the newest checkpoint that can be read and return its content; {} when there is none.
+
+        Raises GwsssError when it does not fit the model.
+        """
+        path = distributed.on_main(lambda: newest_readable(self.checkpoint, self.tell))
+        if path is None:
+            return {}
+        content = load_checkpoint(path)
+        restore_model(self.model, content, path)
         try:
             self.optimizer.load_state_dict(content["optimizer"])
             self.scaler.load_state_dict(content["scaler"])
-            self.step, self._random = int(content["step"]), content["random"]
+            self.step = self._saved = int(content["step"])
+            others = content.get("random_of_others", [])
+            self.skips.count = int(content.get("skipped", 0))
+            self.best_mean = float(content.get("best_mean", math.inf))
+            self._epoch.sums, self._epoch.counts = content.get("epoch_so_far", ({}, {}))
+            if 1 + len(others) == distributed.size():
+                self._random = [content["random"], *others][distributed.rank()]
+            else:
+                self.tell(
+                    f"{self.name}: goes on with {distributed.size()} processes where {1 + len(others)} began; results "
+                    "agree with those of an unbroken training up to rounding"
+                )
         except (KeyError, ValueError) as error:
-            raise GwsssError(
-                f"checkpoint {self.checkpoint} cannot be continued: {error}; use another --output"
-            ) from error
+            raise GwsssError(f"checkpoint {path} cannot be continued: {error}; use another --output") from error
         return content
 
-    def fit(self, batches: Callable[[int], Iterable[Any]], loss: LossFunction, columns: tuple[str, ...] = ()) -> None:
+    def fit(self, batches: Callable[[int], Iterable[Share]], loss: LossFunction, columns: tuple[str, ...] = ()) -> None:
         """Train to `total` steps and write the complete checkpoint.
 
-        batches: gives the batches from a step on, always the same ones. columns: names of the further numbers of
-        `loss`. Ctrl-C ends the step at hand, writes a checkpoint and raises KeyboardInterrupt. Raises GwsssError for a
-        loss that is not finite; the last checkpoint stays as it is.
+        batches: gives this process's share of each batch from a step on, always the same ones. columns: names of the
+        further numbers of `loss`. Ctrl-C and SIGTERM end the step at hand, write a checkpoint and raise
+        KeyboardInterrupt (Terminated). A step whose loss or gradient is not finite changes nothing; raises GwsssError
+        when too many were skipped; the last checkpoint stays as it is.
         """
         lr_columns = tuple(f"lr_{group.get('name', i)}" for i, group in enumerate(self.optimizer.param_groups))
-        log = TrainingLog(self.logs, self.name, ("loss", *columns, *lr_columns), self.step)
+        names = ("loss", *columns, *lr_columns)
+        log = TrainingLog(self.logs, self.name, names, self.step) if distributed.is_main() else None
+        console = self.console if distributed.is_main() else Console(quiet=True)
+        self._join()
         try:
-            with deferred_interrupt() as interrupted, Reporter(self.name, self.total, self.step, self.console) as bar:
-                self._fit(batches, loss, log, bar, interrupted)
+            with deferred_interrupt() as stop, Reporter(self.name, self.total, self.step, console) as bar:
+                self._fit(batches, loss, log, bar, stop)
                 self.save(complete=True)
         finally:
-            log.close()
+            if log is not None:
+                log.close()
 
     def _fit(
         self,
-        batches: Callable[[int], Iterable[Any]],
+        batches: Callable[[int], Iterable[Share]],
         loss: LossFunction,
-        log: TrainingLog,
+        log: TrainingLog | None,
         bar: Reporter,
-        interrupted: threading.Event,
+        stop: Stop,
     ) -> None:
         self.model.train()
         iterator = iter(batches(self.step))
         if self._random is not None:  # last, since building things may have drawn numbers
             restore_random_states(self._random)
+        elif distributed.rank() > 0:  # each process drops other units
+            torch.manual_seed(torch.initial_seed() + distributed.rank())
         every, means = max(self.total // ROWS, 1), _Means()
+        profile = Profile(
+            self.options.profile,
+            None if self.options.compile else self.model,
+            self.device,
+            self.logs / f"{self.name}.trace.json",
+        )
         while self.step < self.total:
-            batch = next(iterator, None)
-            if batch is None:
+            with profile.phase("data"):
+                share = next(iterator, None)
+            if share is None:
                 raise RuntimeError(f"{self.name}: the batches ended at step {self.step} of {self.total}")
-            values = self._step(batch, loss)
+            values, stopping = self._step(share, loss, stop, profile)
+            profile.next_step(self.tell)
             self.step += 1
-            means.add(values)
-            if self.step % every == 0 or self.step == self.total:
+            if values is not None:
+                means.add(values)
+                self._epoch.add(values)
+                bar.advance(f"loss {values['loss']:.4f}")
+            else:
+                bar.advance("skipped")
+            if log is not None and (self.step % every == 0 or self.step == self.total):
                 log.write(self.step, {**means.take(), **self._learning_rates()})
-            bar.advance(f"loss {values['loss']:.4f}")
-            if interrupted.is_set():
+            if stopping:
                 self.save()
-                raise KeyboardInterrupt
+                raise stop.kind
             if self.step % self.checkpoint_every == 0 or self.step % self.epoch_steps == 0:
                 self.save()
 
-    def _step(self, batch: Any, loss: LossFunction) -> dict[str, float]:
+    def _step(
+        self, share: Share, loss: LossFunction, stop: Stop, profile: Profile
+    ) -> tuple[dict[str, float] | None, bool]:
+        """One optimiser step: the numbers for the log, None when it was skipped, and whether any process shall stop."""
         factor = self.schedule(self.step)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-        self.optimizer.zero_grad(set_to_none=True)
-        with autocast(self.device, self.precision):
-            total, parts = loss(batch)
-        values = {name: float(value.detach()) for name, value in {"loss": total, **parts}.items()}
-        if not torch.isfinite(total):
-            raise GwsssError(
-                f"{self.name}: the loss is {values['loss']} at step {self.step + 1}; lower the learning rate, set "
-                f"clip_norm, or use another precision than {self.precision}; the last checkpoint is {self.checkpoint}"
-            )
-        self.scaler.scale(total).backward()
-        if self.clip_norm is not None:
+        statistics = Statistics(self.model)
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                sums = self._backward(share, loss, profile)
+                break
+            except torch.OutOfMemoryError as error:
+                self._split_more(len(share.rows), error)
+                statistics.restore()
+        with profile.phase("optimiser"):
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return values
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
+            own = torch.stack([*sums.values()]).double().cpu()
+            finite = bool(own.isfinite().all())
+            whole = finite and bool(norm.isfinite())
+            shared = distributed.add(
+                torch.cat([torch.tensor([float(stop.is_set()), float(not whole)], dtype=own.dtype), own])
+            )
+            numbers = dict(zip(sums, (shared[2:] / distributed.size()).tolist(), strict=True))
+            if shared[1]:
+                statistics.restore()
+                if not self.scaler.is_enabled() or not math.isfinite(numbers["loss"]) or self.scaler.get_scale() <= 1:
+                    self.skips.note(
+                        self.step + 1, numbers["loss"], self.images(share), finite, self.tell, self._advice()
+                    )
+                self.scaler.update()
+                return None, bool(shared[0])
+            if self.clip_norm is not None:
+                nn.utils.clip_grads_with_norm_(self.model.parameters(), self.clip_norm, norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        return numbers, bool(shared[0])
+
+    def _backward(self, share: Share, loss: LossFunction, profile: Profile) -> dict[str, Tensor]:
+        """Gradients of the share's loss, part by part; the numbers of the log, summed."""
+        sums: dict[str, Tensor] = {}
+        parts = split(share, self.parts, self.device)
+        for number, part in enumerate(parts, 1):
+            joined = isinstance(self.network, DistributedDataParallel) and number < len(parts)
+            with self.network.no_sync() if joined else nullcontext():  # type: ignore[operator]
+                with autocast(self.device, self.precision), profile.phase("loss"):
+                    total, more = loss(part)
+                with profile.phase("backward"):
+                    self.scaler.scale(total).backward()
+            for name, value in {"loss": total, **more}.items():
+                sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+        return sums
+
+    def _split_more(self, items: int, error: torch.OutOfMemoryError) -> None:
+        """After the device ran out of memory: smaller parts from now on. Raises GwsssError where nothing is left."""
+        advice = "lower --groups, --group-size or the images' size, or set --model.checkpoint-steps true"
+        if distributed.size() > 1:  # the others wait for this process's gradients
+            raise GwsssError(
+                f"{self.name}: out of memory; set --training.accumulate {2 * self.parts}, or {advice}"
+            ) from error
+        if self.parts >= items:
+            raise GwsssError(f"{self.name}: out of memory with one item at a time; {advice}") from error
+        self.parts = min(2 * self.parts, items)
+        self.tell(f"{self.name}: out of memory at step {self.step + 1}; going on in {self.parts} parts a step")
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _join(self) -> None:
+        """Compile the network and join it to the other processes, as the options say."""
+        if distributed.size() > 1 and self.options.sync_batch_norm:
+            synchronise_batch_norm(self.model)
+        self.network = self.model
+        if self.options.compile:
+            self.network = torch.compile(self.model, fullgraph=True)  # type: ignore[assignment]
+        if distributed.size() > 1:
+            device = [self.device.index] if self.device.type == "cuda" else None
+            # A training without the graph, or without the edges' loss, leaves parameters unused.
+            self.network = DistributedDataParallel(
+                self.network, device, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+            )
+
+    def tell(self, text: str) -> None:
+        """One line to the person at the terminal."""
+        if distributed.is_main():
+            (self.console or Console(stderr=True)).print(
+                text, highlight=False, soft_wrap=True, markup=False, emoji=False
+            )
+
+    def _advice(self) -> str:
+        return (
+            f"lower the learning rate, set clip_norm, or use another precision than {self.precision}; the last "
+            f"checkpoint is {self.checkpoint}"
+        )
 
     def save(self, complete: bool = False) -> None:
-        """Write the checkpoint. Raises GwsssError when a weight is not finite or the disk refuses."""
+        """Write the checkpoint, in process 0. Raises GwsssError when a weight is not finite or the disk refuses."""
         check_finite(self.model, f"{self.name}, step {self.step}")
-        save_checkpoint(
-            self.checkpoint,
-            {
-                "stage": self.name,
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "step": self.step,
-                "epoch": self.step // self.epoch_steps,
-                "position": self.step % self.epoch_steps,
-                "total": self.total,
-                "complete": complete,
-                "random": random_states(),
-                **self.record,
-                **self.state(),
-            },
+        random, more = distributed.gather(random_states()), self.state()
+        best = False
+        if self.step % self.epoch_steps == 0 and self._epoch.sums:
+            mean = self._epoch.take().get(self.best, math.inf)
+            best, self.best_mean = mean < self.best_mean, min(mean, self.best_mean)
+        content = {
+            "stage": self.name,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "epoch": self.step // self.epoch_steps,
+            "position": self.step % self.epoch_steps,
+            "total": self.total,
+            "complete": complete,
+            "skipped": self.skips.count,
+            "best_mean": self.best_mean,
+            "epoch_so_far": (self._epoch.sums, self._epoch.counts),
+            "random": random[0],
+            "random_of_others": random[1:],
+            **self.record,
+            **more,
+        }
+        distributed.on_main(lambda: self._write(content, best))
+        self._saved = self.step
+
+    def _write(self, content: dict[str, Any], best: bool) -> None:
+        replace_checkpoint(
+            self.checkpoint, content, self.options.keep, self._saved if self._saved != self.step else None
         )
+        if best:
+            link(self.checkpoint, self.checkpoint.with_name("best.pt"))
 
     def _learning_rates(self) -> dict[str, float]:
         return {f"lr_{group.get('name', i)}": group["lr"] for i, group in enumerate(self.optimizer.param_groups)}
@@ -174,34 +319,14 @@ class _Means:
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
-        self.count = 0
+        self.counts: dict[str, int] = {}
 
     def add(self, values: dict[str, float]) -> None:
-        self.count += 1
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
 
     def take(self) -> dict[str, float]:
-        means = {name: value / self.count for name, value in self.sums.items()}
-        self.sums, self.count = {}, 0
+        means = {name: value / self.counts[name] for name, value in self.sums.items()}
+        self.sums, self.counts = {}, {}
         return means
-
-
-@contextmanager
-def deferred_interrupt() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event, so that a step is never cut in half; the second one interrupts at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def note(number: int, frame: Any) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)

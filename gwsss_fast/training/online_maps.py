@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gwsss_fast import distributed
 from gwsss_fast.data.dataset import Split
 from gwsss_fast.GroupGNN import GroupOutput, normalised
 
@@ -34,6 +35,14 @@ class OnlineMaps:
                 old = self.maps.get(record.id)
                 self.maps[record.id] = new.clone() if old is None else torch.maximum(old, new)
 
+    def restore(self, maps: dict[str, Tensor]) -> None:
+        """Take over what a checkpoint holds."""
+        self.maps = dict(maps)
+
     def state(self) -> dict[str, Any]:
-        """What the checkpoint keeps."""
-        return {"online_maps": self.maps}
+        """What the checkpoint keeps: the maximum over all processes."""
+        merged: dict[str, Tensor] = {}
+        for maps in distributed.gather(self.maps):
+            for name, new in maps.items():
+                merged[name] = torch.maximum(merged[name], new) if name in merged else new
+        return {"online_maps": merged}

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import torch
 
+from gwsss_fast import distributed
 from gwsss_fast.errors import GwsssError
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA when a GPU is usable. Raises GwsssError when `cuda` is asked for in vain."""
+    """`auto` is CUDA when a GPU is usable; of several processes each takes the GPU of its number.
+
+    Raises GwsssError when `cuda` is asked for in vain, and when a machine has fewer GPUs than processes.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise GwsssError("device cuda: PyTorch sees no GPU here; use --device cpu, or see `gwsss-fast doctor`")
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda" and distributed.size() > 1:
+        own, there = distributed.local_rank(), torch.cuda.device_count()
+        if own >= there:
+            raise GwsssError(
+                f"process {own} of this machine has no GPU: there are {there}; use torchrun --nproc-per-node {there}"
+            )
+        device = torch.device("cuda", own)
+        torch.cuda.set_device(device)
+    return device
 
 
 def check_precision(precision: str, device: torch.device) -> None:

@@ -16,10 +16,11 @@ import torch
 import torchvision
 from rich.console import Console
 
-from gwsss_fast import files
+from gwsss_fast import distributed, files
 from gwsss_fast.config import Config, DataConfig, to_yaml, write_config
 from gwsss_fast.data.dataset import DataSet, Record, Split, open_dataset
 from gwsss_fast.errors import GwsssError
+from gwsss_fast.training.checkpoints import earlier_checkpoints
 
 STAGES = ("classifier", "cam", "pseudo", "segmenter", "evaluate", "report")
 _MERGED = ("seconds", "interrupted", "initialised_from")  # the other entries of metrics.json are replaced as a whole
@@ -33,7 +34,7 @@ class Run:
     config: Config
     data: DataSet
     device: torch.device
-    console: Console = field(default_factory=lambda: Console(stderr=True))
+    console: Console = field(default_factory=lambda: Console(stderr=True, quiet=not distributed.is_main()))
     checkpoint: Path | None = None
 
     @property
@@ -90,11 +91,15 @@ class Run:
         return value if isinstance(value, dict) else {}
 
     def add_metrics(self, **values: Any) -> None:
-        """Merge `values` into metrics.json."""
-        metrics = self.metrics()
-        for name, value in values.items():
-            metrics[name] = {**metrics.get(name, {}), **value} if name in _MERGED else value
-        self._write_metrics(metrics)
+        """Merge `values` into metrics.json, in process 0."""
+
+        def merge() -> None:
+            metrics = self.metrics()
+            for name, value in values.items():
+                metrics[name] = {**metrics.get(name, {}), **value} if name in _MERGED else value
+            self._write_metrics(metrics)
+
+        distributed.on_main(merge)
 
     def _write_metrics(self, metrics: dict[str, Any]) -> None:
         seconds = metrics.get("seconds", {})
@@ -103,6 +108,10 @@ class Run:
         files.write_json(self.folder / "metrics.json", metrics)
 
     def begin(self, stage: str, resume: bool) -> None:
+        """`_begin` in process 0."""
+        distributed.on_main(lambda: self._begin(stage, resume))
+
+    def _begin(self, stage: str, resume: bool) -> None:
         """Note that `stage` starts, with all it needs at hand, and write the configuration that it runs with.
 
         Until it ends it is not complete, and what later stages have made belongs to what it replaces. Without `resume`
@@ -119,11 +128,23 @@ class Run:
 
     def discard(self, stage: str) -> None:
         """Remove what `stage` has made before, so that nothing of it can be taken for what it is about to make."""
-        for path in [*self.expected_files(stage), *([self.map_progress] if stage == "cam" else ())]:
+        distributed.on_main(lambda: self._discard(stage))
+
+    def _discard(self, stage: str) -> None:
+        for path in [*self.expected_files(stage), *self._other_files(stage)]:
             path.unlink(missing_ok=True)
         outdated = self.metrics().get("outdated", [])
         if stage in outdated:
             self.add_metrics(outdated=[name for name in outdated if name != stage])
+
+    def _other_files(self, stage: str) -> list[Path]:
+        """What `stage` may leave besides."""
+        if stage == "cam":
+            return [self.map_progress]
+        if stage in ("classifier", "segmenter"):
+            folder = self.folder / stage
+            return [*earlier_checkpoints(folder / "last.pt"), folder / "best.pt", folder / "weights.safetensors"]
+        return []
 
     def begun(self, stage: str) -> bool:
         """Whether `stage` has left anything."""
@@ -135,6 +156,9 @@ class Run:
 
     def complete(self, stage: str) -> bool:
         """Whether `stage` ended well and all its files are still there."""
+        return distributed.on_main(lambda: self._complete(stage))
+
+    def _complete(self, stage: str) -> bool:
         if self.outdated(stage) or stage not in self.metrics().get("seconds", {}):
             return False
         return not missing_files(self.expected_files(stage))
@@ -159,10 +183,11 @@ class Run:
 
 
 def checkpoint_record(run: Run, initialised_from: dict[str, str]) -> dict[str, Any]:
-    """What every checkpoint says of itself: configuration (YAML text), class names, origin of the weights."""
+    """What every checkpoint says of itself: configuration (YAML text), class names, origin of the weights, machine."""
     return {
         "config": to_yaml(run.config),
         "classes": list(run.data.classes),
+        "environment": environment(run.device),
         "initialised_from": initialised_from,
     }
 
@@ -178,13 +203,14 @@ def environment(device: torch.device) -> dict[str, Any]:
     facts = {
         "gwsss_fast": own,
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torch": str(torch.__version__),  # a class of its own, which no checkpoint may hold
+        "torchvision": str(torchvision.__version__),
         "numpy": np.__version__,
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": device.type,
+        "processes": distributed.size(),
     }
     if device.type == "cuda":
         facts |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from gwsss_fast import distributed
 from gwsss_fast.config import Config
 from gwsss_fast.data.dataset import Split
 from gwsss_fast.data.torch_datasets import SegmentationDataset
 from gwsss_fast.data.transforms import SegmenterTransform
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.models.backbones import build_backbone, check_backbone
-from gwsss_fast.models.deeplab import DeepLabV2, MultiScale, segmentation_loss
-from gwsss_fast.training.batches import epochs_of_batches, image_cache, shuffled
+from gwsss_fast.models.deeplab import DeepLabV2, MultiScale, segmentation_loss, valid_pixels
+from gwsss_fast.training.batches import epochs_of_batches, image_cache, image_ids, shuffled
 from gwsss_fast.training.build import load_classifier
 from gwsss_fast.training.checkpoints import check_classes, load_checkpoint, restore_model
 from gwsss_fast.training.loop import Trainer
+from gwsss_fast.training.optimizers import make_sgd
+from gwsss_fast.training.parts import Part, Share
 from gwsss_fast.training.runs import Run, checkpoint_record, missing_files
 from gwsss_fast.training.schedules import poly
 
@@ -39,9 +42,9 @@ def train_segmenter(run: Run, split: Split, resume: bool = False) -> str:
     torch.manual_seed(config.seed + 1)
     model = build_segmenter(run)
     source = model.initialised_from
-    trainer = make_trainer(run, model, len(split), checkpoint_record(run, {"segmenter": source}))
-    if resume and trainer.checkpoint.is_file():
-        content = trainer.resume()
+    trainer = make_trainer(run, model, split, checkpoint_record(run, {"segmenter": source}))
+    content = trainer.resume() if resume else {}
+    if content:
         source = content.get("initialised_from", {}).get("segmenter", source)
         trainer.record["initialised_from"] = {"segmenter": source}
     run.begin("segmenter", resume)
@@ -51,20 +54,38 @@ def train_segmenter(run: Run, split: Split, resume: bool = False) -> str:
     cache = image_cache(split, config.data.cache_mb)
     dataset = SegmentationDataset(split, transform, config.seed, masks, cache)
 
-    def batches(start: int) -> Iterator[Any]:
+    def batches(start: int) -> Iterator[Share]:
         def order(epoch: int) -> list[list[int]]:
             return shuffled(len(dataset), options.batch, config.seed, epoch)
 
         pin = run.device.type == "cuda"
         return epochs_of_batches(dataset, order, start, trainer.epoch_steps, config.data.workers, pin)
 
-    def loss(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        images, masks = (batch[name].to(run.device, non_blocking=True) for name in ("image", "mask"))
-        resize = "target" if options.loss_resolution == "features" else "logits"
-        return segmentation_loss(trainer.model(images), masks, resize), {}  # type: ignore[arg-type]
+    resize: Literal["target", "logits"] = "target" if options.loss_resolution == "features" else "logits"
+    measure = torch.compile(segmentation_loss, fullgraph=True) if config.training.compile else segmentation_loss
+
+    def loss(part: Part) -> tuple[Tensor, dict[str, Tensor]]:
+        masks = part.items["mask"]
+        logits = trainer.network(part.items["image"])
+        sizes = [each.shape[-2:] if resize == "target" else masks.shape[-2:] for each in as_list(logits)]
+        pixels = [pixels_of_batch(part.share, size).to(run.device) for size in sizes]
+        total = measure(logits, masks, resize, pixels if isinstance(logits, list) else pixels[0])
+        return total * (not part.share.idle), {}
 
     trainer.fit(batches, loss)
     return source
+
+
+def as_list(logits: Tensor | list[Tensor]) -> list[Tensor]:
+    """The logits of one scale or of several."""
+    return logits if isinstance(logits, list) else [logits]
+
+
+def pixels_of_batch(share: Share, size: torch.Size) -> Tensor:
+    """The pixels that count in the whole batch, at `size`, over the number of processes: averaged losses are divided by
+    what they sum over, however the batch was divided. All processes call this."""
+    own = valid_pixels(share.items["mask"], size).cpu().double() * (not share.idle)
+    return (distributed.add(own) / distributed.size()).float()
 
 
 def body_name(config: Config) -> str:
@@ -111,7 +132,7 @@ def build_segmenter(run: Run) -> DeepLabV2:
     return model.to(run.device)
 
 
-def make_trainer(run: Run, model: DeepLabV2, images: int, record: dict[str, Any]) -> Trainer:
+def make_trainer(run: Run, model: DeepLabV2, split: Split, record: dict[str, Any]) -> Trainer:
     """The trainer of stage 2 with its optimiser and schedule."""
     config, options = run.config, run.config.segmenter
     groups = model.parameter_groups(
@@ -123,17 +144,19 @@ def make_trainer(run: Run, model: DeepLabV2, images: int, record: dict[str, Any]
     return Trainer(
         name="segmenter",
         model=MultiScale(model) if options.multi_scale_loss else model,
-        optimizer=torch.optim.SGD(groups, options.lr, options.momentum),
+        optimizer=make_sgd(config.training.optimizer, groups, run.device, lr=options.lr, momentum=options.momentum),
         schedule=poly(options.iterations, options.poly_power),
         total=min(options.iterations, config.max_steps or options.iterations),
-        epoch_steps=max(images // options.batch, 1),
+        epoch_steps=max(len(split) // options.batch, 1),
         checkpoint=run.segmenter_checkpoint,
         logs=run.folder / "logs",
         device=run.device,
         precision=config.precision,
         clip_norm=options.clip_norm,
         checkpoint_every=options.checkpoint_every,
+        options=config.training,
         record=record,
+        images=lambda share: image_ids(split, share.items["index"]),
         console=run.console,
     )
 

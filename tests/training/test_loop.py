@@ -1,7 +1,7 @@
 """The training loop: interruption at any step changes nothing, and nonsense stops it."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gwsss_fast.config import TrainingConfig
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.training.checkpoints import load_checkpoint
 from gwsss_fast.training.loop import Trainer
+from gwsss_fast.training.parts import Part, Share
 from gwsss_fast.training.schedules import constant, poly, step_decay, warm_up
 
 
@@ -24,17 +26,26 @@ def make_trainer(folder: Path, total: int = 10, **options: Any) -> Trainer:
     )
 
 
-def batches(start: int) -> Iterator[Tensor]:
+def batches(start: int) -> Iterator[Share]:
     for step in range(start, 1000):
-        yield torch.randn(6, 4, generator=torch.Generator().manual_seed(step))
+        yield Share({"x": torch.randn(6, 4, generator=torch.Generator().manual_seed(step))}, tuple(range(6)), 6)
 
 
-def fit(trainer: Trainer, interrupt_at: int | None = None, nan_at: int | None = None) -> None:
-    def loss(batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def fit(
+    trainer: Trainer,
+    interrupt_at: int | None = None,
+    nan_at: Collection[int] = (),
+    kind: signal.Signals = signal.SIGINT,
+    too_many: int = 100,
+) -> None:
+    def loss(part: Part) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = part.items["x"]
         if trainer.step == interrupt_at:
-            signal.raise_signal(signal.SIGINT)
-        value = (trainer.model(batch) - batch.sum(1, keepdim=True)).square().mean()
-        return (value * float("nan") if trainer.step == nan_at else value), {}
+            signal.raise_signal(kind)
+        if len(batch) > too_many:
+            raise torch.OutOfMemoryError("no memory for so many")
+        value = (trainer.network(batch) - batch.sum(1, keepdim=True)).square().mean() * part.weight
+        return (value * float("nan") if trainer.step in nan_at else value), {}
 
     trainer.fit(batches, loss)
 
@@ -64,9 +75,9 @@ def test_an_interrupted_training_ends_with_the_same_weights(stop: int, tmp_path:
 def test_a_crash_between_checkpoints_goes_back_to_the_last_one(tmp_path: Path) -> None:
     whole = make_trainer(tmp_path / "whole")
     fit(whole)
-    crashed = make_trainer(tmp_path / "crashed", checkpoint_every=3)
+    crashed = make_trainer(tmp_path / "crashed", checkpoint_every=3, options=TrainingConfig(nonfinite_limit=0))
     with pytest.raises(GwsssError, match=r"toy: the loss is nan at step 9.*last\.pt"):
-        fit(crashed, nan_at=8)
+        fit(crashed, nan_at=[8])
     assert load_checkpoint(tmp_path / "crashed" / "last.pt")["step"] == 8  # the end of epoch 2
     resumed = make_trainer(tmp_path / "crashed")
     resumed.resume()

@@ -1,0 +1,62 @@
+"""How a batch is divided: into one share a process, and each share into the parts that fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gwsss_fast import distributed
+
+
+@dataclass(frozen=True)
+class Share:
+    """What falls to this process of a batch.
+
+    items: tensors (n, ...) by name. rows: (n,) their positions in the batch. total: items of the whole batch. idle: the
+    batch holds less than one item a process, and none for this one; it computes another's, which count for nothing.
+    """
+
+    items: dict[str, Tensor]
+    rows: tuple[int, ...]
+    total: int
+    idle: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is computed at a time.
+
+    weight: a mean over the items times this, summed over the parts of a process and averaged over the processes as
+    DistributedDataParallel does, is the mean over the batch.
+    """
+
+    items: dict[str, Tensor]
+    rows: Tensor
+    weight: float
+    share: Share
+
+
+def own_rows(total: int) -> tuple[list[int], bool]:
+    """The positions that fall to this process of a batch of `total` items, and whether it is idle."""
+    rows = distributed.share(range(total))
+    return rows or [0], not rows
+
+
+def split(share: Share, parts: int, device: torch.device) -> list[Part]:
+    """At most `parts` parts of nearly equal size, their tensors on `device`."""
+    count = len(share.rows)
+    made = []
+    for index in torch.arange(count).tensor_split(min(parts, count)):
+        first, last = int(index[0]), int(index[-1]) + 1
+        items = {name: value[first:last].to(device, non_blocking=True) for name, value in share.items.items()}
+        weight = 0.0 if share.idle else (last - first) * distributed.size() / share.total
+        made.append(Part(items, torch.tensor(share.rows[first:last]), weight, share))
+    return made
+
+
+def of_share(batch: Sequence[int]) -> list[int]:
+    """The entries of a batch, such as positions in a data set, that this process loads."""
+    return [batch[row] for row in own_rows(len(batch))[0]]
