@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from rich.table import Table
 from scipy import ndimage
 
 from benchmarks import records
+from benchmarks.memory import growth, in_own_process
 from gwsss_fast import ops
 from gwsss_fast.labels.crf import PRESETS, CrfPreset
 
@@ -125,26 +125,15 @@ def measure(name: str, labels: int, image: np.ndarray, rounds: int) -> records.R
 
 def memory(peer: str, preset: str, labels: int) -> float:
     """MiB that a process grows by in one call, at its peak."""
-    code = f"from benchmarks.dense_crf import growth; print(growth({peer!r}, {preset!r}, {labels}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
+    return in_own_process(f"grown({peer!r}, {preset!r}, {labels})", "benchmarks.dense_crf")
 
 
-def growth(peer: str, preset: str, labels: int) -> float:
+def grown(peer: str, preset: str, labels: int) -> float:
     """What `memory` measures, in the process that it starts (Linux)."""
     prob, image = probabilities(labels), scene()
     function = pydensecrf2 if peer == "pydensecrf2" else ours
     function(prob[:, :8, :8].copy(), image[:8, :8].copy(), PRESETS[preset])  # what is loaded and kept in any case
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    function(prob, image, PRESETS[preset])
-    return resident("VmHWM") - before
-
-
-def resident(field: str) -> float:
-    """MiB of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
+    return growth(lambda: function(prob, image, PRESETS[preset]))
 
 
 def row(record: records.Record) -> list[str]:
@@ -180,11 +169,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(table)
     for labels in options.labels:
         for peer in ("cpp", "pydensecrf2"):
-            grown = {preset: memory(peer, preset, labels) for preset in options.presets}
+            needed = {preset: memory(peer, preset, labels) for preset in options.presets}
             lines.append(
-                {**records.environment("cpu"), "operation": "dense_crf", "labels": labels, "peer": peer, "mib": grown}
+                {**records.environment("cpu"), "operation": "dense_crf", "labels": labels, "peer": peer, "mib": needed}
             )
-            listed = ", ".join(f"{preset} {size:.0f}" for preset, size in grown.items())
+            listed = ", ".join(f"{preset} {size:.0f}" for preset, size in needed.items())
             console.print(f"memory of one call, {labels} labels, {peer}: {listed} MiB")
     records.append(options.output / "dense_crf.jsonl", lines)
     return 0

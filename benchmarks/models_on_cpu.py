@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -21,9 +20,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks import RESULTS, dense_crf, group_step, records
+from benchmarks import RESULTS, group_step, records
 from benchmarks.checking import Expected
-from benchmarks.on_cpu import FIRST
+from benchmarks.memory import growth, in_own_process
+from benchmarks.on_cpu import FIRST, timed_lines
 from benchmarks.records import Record
 from benchmarks.sizes import Size
 from benchmarks.timing import interleave, wall_clock
@@ -96,30 +96,20 @@ def measure(
         else:
             calls[version] = [function]
     times = interleave(calls, wall_clock, rounds)
-    for version, found in times.items():
-        faster = times[FIRST].p50 / found.p50 if FIRST in times else None
-        numbers = {"p20_ms": found.p20, "p50_ms": found.p50, "p80_ms": found.p80, "count": found.count}
-        lines.append({"operation": name, "version": version, "ours": version != FIRST, **numbers, "faster": faster})
-    return lines
+    return lines + [{**line, "ours": line["version"] != FIRST} for line in timed_lines({"operation": name}, times)]
 
 
 def memory(version: str, size: Size = MANY) -> float:
     """MiB that a process grows by in a GroupGNN step."""
-    code = f"from benchmarks.models_on_cpu import Size, growth; print(growth({version!r}, {size!r}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
+    return in_own_process(f"grown({version!r}, {size!r})", "benchmarks.models_on_cpu")
 
 
-def growth(version: str, size: Size) -> float:
+def grown(version: str, size: Size) -> float:
     """What `memory` measures, in the process that it starts (Linux)."""
     eager, dtype = VERSIONS[version]
     with group_step.functions(group_step.EAGER) if eager else nullcontext():
         group_step.build(Size("warm", 1, 2, 4, 4, 64, 16, steps=1), dtype, "cpu").run()  # what is loaded in any case
-        step = group_step.build(size, dtype, "cpu")
-        before = dense_crf.resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-        step.run()
-    return dense_crf.resident("VmHWM") - before
+        return growth(group_step.build(size, dtype, "cpu").run)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -131,8 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console, load = Console(), os.getloadavg()[0]
     lines = measure("classifier step, VGG16, 4 x 224", classifier_step, options.rounds)
     lines += measure("DeepLab-V2 ResNet-101, 321", segmenter, options.rounds)
-    grown = {version: memory(version) for version in VERSIONS}
-    lines += [{"operation": "GroupGNN step, N=3136, memory", "version": x, "mib": mib} for x, mib in grown.items()]
+    needed = {version: memory(version) for version in VERSIONS}
+    lines += [{"operation": "GroupGNN step, N=3136, memory", "version": x, "mib": mib} for x, mib in needed.items()]
     table = Table("model", "version", "ms", "faster than eager float32", "MiB", title=f"load {load:.1f}")
     for line in lines:
         words = (line.get("reason", "")[:40] or f"{line['p50_ms']:.0f}") if "mib" not in line else "-"

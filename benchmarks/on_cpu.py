@@ -96,11 +96,15 @@ def measure_step(size: Size, rounds: int) -> list[Record]:
                     lines.append({**base, "version": f"{peer.name} {name}", "ours": peer.ours, "reason": reason})
                 else:
                     calls[f"{peer.name} {name}"] = [function]
-    times = interleave(calls, wall_clock, rounds)
-    for version, found in times.items():
-        numbers = {"p20_ms": found.p20, "p50_ms": found.p50, "p80_ms": found.p80, "count": found.count}
-        lines.append({**base, "version": version, **numbers, "faster": _faster(times, version)})
-    return lines
+    return lines + timed_lines(base, interleave(calls, wall_clock, rounds))
+
+
+def timed_lines(base: Record, times: dict[str, Times]) -> list[Record]:
+    """A line for each version that was timed."""
+    return [
+        {**base, "version": version, **records.spread(found), "faster": _faster(times, version)}
+        for version, found in times.items()
+    ]
 
 
 def row(line: Record) -> list[str]:

@@ -60,12 +60,17 @@ def describe(size: Size, dtype: torch.dtype) -> Record:
     return {"size": size.name, **shape, "dtype": dtype_name(dtype)}
 
 
+def spread(times: Times) -> Record:
+    """Quantiles and their count."""
+    return {"p20_ms": times.p20, "p50_ms": times.p50, "p80_ms": times.p80, "count": times.count}
+
+
 def measured(times: Times, work: Work, dtype: torch.dtype, ceilings: Ceilings | None, peak: int | None) -> Record:
     """The numbers of one line: times, rates, and parts of the ceilings."""
     seconds = 1e-3 * times.p50
     record: Record = {
-        **{"p20_ms": times.p20, "p50_ms": times.p50, "p80_ms": times.p80, "host_ms": times.host},
-        **{"count": times.count, "peak_bytes": peak},
+        **spread(times),
+        **{"host_ms": times.host, "peak_bytes": peak},
         **{"tflops": work.flops / seconds / 1e12, "gb_per_s": work.bytes / seconds / 1e9},
     }
     if ceilings is not None:

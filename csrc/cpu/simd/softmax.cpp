@@ -4,7 +4,7 @@
 #include <limits>
 
 #include "table.h"
-#include "vectors.h"
+#include "values.h"
 
 namespace gwsss_fast::GWSSS_ISA {
 namespace {
@@ -12,53 +12,28 @@ namespace {
 constexpr int kLanes = kNative;
 using Lanes = Vector<kLanes>;
 using Bits = Integers<kLanes>;
-typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
-typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
-
-inline Lanes read(const float* from) { return load<kLanes>(from); }
-inline Lanes read(const BFloat16* from) {
-  Halves halves;
-  std::memcpy(&halves, from, sizeof halves);
-  return reinterpret_cast<Lanes>(__builtin_convertvector(halves, Words) << 16);
-}
-
-inline void write(float* to, Lanes v) { store(to, v); }
-// Rounded to nearest, ties to even; a NaN stays one.
-inline void write(BFloat16* to, Lanes v) {
-  const Words bits = reinterpret_cast<Words>(v);
-  const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const Words is_nan = reinterpret_cast<Words>(v != v);
-  const Halves halves = __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fc0u), Halves);
-  std::memcpy(to, &halves, sizeof halves);
-}
 
 // The first `count` values, `fill` in the other lanes.
 template <class T>
 inline Lanes read_some(const T* from, int64_t count, float fill) {
   Lanes v = Lanes{} + fill;
   T values[kLanes];
-  write(values, v);
+  write(values, v, Whole());
   std::memcpy(values, from, count * sizeof(T));
-  return read(values);
-}
-
-template <class T>
-inline void write_some(T* to, Lanes v, int64_t count) {
-  T values[kLanes];
-  write(values, v);
-  std::memcpy(to, values, count * sizeof(T));
+  return read(values, Whole());
 }
 
 // Calls f(place, in, out) for every vector of [0, count): in(from) reads one, out(to, v) writes one. Lanes beyond the
 // end are not written and read as zero, or as what in(from, fill) is told.
 template <class F>
-inline void for_lanes(int64_t count, F&& f) {
+inline void for_vectors(int64_t count, F&& f) {
   int64_t at = 0;
   for (; at + kLanes <= count; at += kLanes)
-    f(at, [](const auto* from, float = 0) { return read(from); }, [](auto* to, Lanes v) { write(to, v); });
+    f(at, [](const auto* from, float = 0) { return read(from, Whole()); },
+      [](auto* to, Lanes v) { write(to, v, Whole()); });
   if (const int64_t rest = count - at; rest > 0)
     f(at, [=](const auto* from, float fill = 0) { return read_some(from, rest, fill); },
-      [=](auto* to, Lanes v) { write_some(to, v, rest); });
+      [=](auto* to, Lanes v) { write(to, v, rest); });
 }
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -68,14 +43,14 @@ template <class T>
 float softmax_row(float* scores, int64_t columns, T* weights) {
   Lanes most = Lanes{} - kInfinity;
   Bits nan = {};
-  for_lanes(columns, [&](int64_t at, auto in, auto) {
+  for_vectors(columns, [&](int64_t at, auto in, auto) {
     const Lanes x = in(scores + at, -kInfinity);
     most = larger<kLanes>(most, x);
     nan |= x != x;
   });
   const float maximum = max_of<kLanes>(most);
   Lanes total = {};
-  for_lanes(columns, [&](int64_t at, auto in, auto out) {
+  for_vectors(columns, [&](int64_t at, auto in, auto out) {
     const Lanes e = exp_of<kLanes>(in(scores + at, -kInfinity) - maximum);
     total += e;
     out(scores + at, e);
@@ -84,7 +59,7 @@ float softmax_row(float* scores, int64_t columns, T* weights) {
   int32_t any = 0;
   for (int i = 0; i < kLanes; ++i) any |= nan[i];
   const float scale = any != 0 ? kNan : 1.0f / sum;  // infinite for a row without a finite score: 0 * inf is NaN
-  for_lanes(columns, [&](int64_t at, auto in, auto out) { out(weights + at, in(scores + at) * scale); });
+  for_vectors(columns, [&](int64_t at, auto in, auto out) { out(weights + at, in(scores + at) * scale); });
   return any != 0 ? kNan : maximum + std::log(sum);
 }
 
@@ -93,7 +68,7 @@ float softmax_row(float* scores, int64_t columns, T* weights) {
 template <class T>
 void softmax_gradient_row(float* scores, const T* slopes, int64_t columns, float lse, T* weights, T* gradient) {
   Lanes total = {}, products = {};
-  for_lanes(columns, [&](int64_t at, auto in, auto out) {
+  for_vectors(columns, [&](int64_t at, auto in, auto out) {
     const Lanes p = exp_of<kLanes>(in(scores + at, -kInfinity) - lse);
     out(scores + at, p);
     total += p;
@@ -102,7 +77,7 @@ void softmax_gradient_row(float* scores, const T* slopes, int64_t columns, float
   // NaN where the forward pass found no finite sum
   const float scale = 1.0f / sum_of<kLanes>(total) + (lse - lse);
   const float delta = scale * sum_of<kLanes>(products);
-  for_lanes(columns, [&](int64_t at, auto in, auto out) {
+  for_vectors(columns, [&](int64_t at, auto in, auto out) {
     const Lanes p = in(scores + at) * scale;
     out(gradient + at, p * (in(slopes + at) - delta));
     out(weights + at, p);
@@ -131,9 +106,9 @@ void weigh_gradient(const SoftmaxGradientRows& rows, int64_t begin, int64_t end)
 template <class A, class B, class Out>
 void add(const A* a, float factor, const B* b, Out* out, int64_t count) {
   if (a == nullptr)
-    for_lanes(count, [&](int64_t at, auto in, auto put) { put(out + at, factor * in(b + at)); });
+    for_vectors(count, [&](int64_t at, auto in, auto put) { put(out + at, factor * in(b + at)); });
   else
-    for_lanes(count, [&](int64_t at, auto in, auto put) { put(out + at, in(a + at) + factor * in(b + at)); });
+    for_vectors(count, [&](int64_t at, auto in, auto put) { put(out + at, in(a + at) + factor * in(b + at)); });
 }
 
 }  // namespace
