@@ -249,6 +249,8 @@ def summary(metrics: dict[str, Any]) -> Table:
         table.add_row(f"maps on val, {words}", _percent(scores["miou"]), f"at threshold {scores['best_threshold']:.2f}")
     if "segmentation_tags" in metrics:
         table.add_row("segmentation on val, true tags", _percent(metrics["segmentation_tags"]["miou"]), "")
+    if "segmentation_network" in metrics:
+        table.add_row("segmentation on val, before CRF", _percent(metrics["segmentation_network"]["miou"]), "")
     segmentation = metrics.get("segmentation", {})
     if segmentation:
         table.add_row("[bold]segmentation on val", f"[bold]{_percent(segmentation['miou'])}", "")

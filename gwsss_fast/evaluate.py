@@ -93,6 +93,7 @@ def evaluate(run: Run) -> None:
     """Predict val into predictions/ID.png, and score it: metrics["segmentation"] and metrics["cam_val"].
 
     metrics["segmentation_tags"]: the same where only the image's true tags may be predicted, which maps are told too.
+    metrics["segmentation_network"]: with a CRF, the score without it.
     """
     split = run.data.validation
     if split is None or not len(split):
@@ -104,35 +105,39 @@ def evaluate(run: Run) -> None:
         run.note("evaluate: the validation images have no masks, so the predictions are not scored")
         return
     scores = [mask_metrics(x, run.data.classes, run.config.evaluate.ignored_prediction) for x in found]
-    run.add_metrics(segmentation=scores[0], segmentation_tags=scores[1])
+    run.add_metrics(
+        segmentation=scores[0], segmentation_tags=scores[1], segmentation_network=scores[2] if scores[2:] else {}
+    )
     if run.config.evaluate.val_maps and run.classifier_checkpoint.is_file():
         score_validation_maps(run)
 
 
-def predict_split(run: Run, split: Split) -> tuple[np.ndarray, np.ndarray] | None:
-    """Write the predictions of `split`. The confusion matrices of them and of those that may only be the image's true
-    tags, over the images that have masks; None when none has."""
+def predict_split(run: Run, split: Split) -> list[np.ndarray] | None:
+    """Write the predictions of `split`. The confusion matrices of them, of those that may only be the image's true
+    tags, and, with a CRF, of those before it, over the images that have masks; None when none has."""
     options, classes = run.config.evaluate, len(run.data.classes) + 1
     model = load_segmenter(run.config, run.segmenter_checkpoint, run.data.classes).to(run.device)
     run.begin("evaluate", False)
     scored = sum(record.mask is not None for record in split.records)
     if 0 < scored < len(split):
         run.note(f"evaluate: {scored} of the {len(split)} validation images have masks; only they are scored")
-    confusion, told = np.zeros((2, classes, classes), np.int64)
+    found = np.zeros((3 if options.crf else 2, classes, classes), np.int64)
     with Reporter("evaluate", len(split), console=run.console) as bar:
         for batch in read_ahead(split.records, lambda record: read_image(record.image), torch.get_num_threads()):
-            every = [probabilities_of(run, model, image) for _, image in batch]
+            network = every = [probabilities_of(run, model, image) for _, image in batch]
             if options.crf:
-                every = refine_images(every, [np.asarray(image) for _, image in batch], options.crf)
-            for (record, _), scores in zip(batch, every, strict=True):
+                every = refine_images(network, [np.asarray(image) for _, image in batch], options.crf)
+            for (record, _), scores, before in zip(batch, every, network, strict=True):
                 prediction = scores.argmax(0).astype(np.uint8)
                 save_mask(run.prediction_file(record), prediction)
                 if record.mask is not None:
                     target, tags = read_mask(record.mask, classes - 1), np.array([0, *(c + 1 for c in record.labels)])
-                    confusion += confusion_matrix(prediction, target, classes)
-                    told += confusion_matrix(tags[scores[tags].argmax(0)], target, classes)
+                    found[0] += confusion_matrix(prediction, target, classes)
+                    found[1] += confusion_matrix(tags[scores[tags].argmax(0)], target, classes)
+                    if options.crf:
+                        found[2] += confusion_matrix(before.argmax(0).astype(np.uint8), target, classes)
                 bar.advance()
-    return (confusion, told) if scored else None
+    return list(found) if scored else None
 
 
 def probabilities_of(run: Run, model: DeepLabV2, image: Image.Image) -> NDArray[np.float32]:

@@ -54,7 +54,7 @@ def test_metrics_hold_what_the_contract_names_in_percent(finished: tuple[Path, P
     assert list(found["segmentation"]["iou"]) == ["background", *classes]
     known = [value for value in found["segmentation"]["iou"].values() if value is not None]
     assert found["segmentation"]["miou"] == pytest.approx(sum(known) / len(known))
-    assert set(found["segmentation_tags"]) == set(found["segmentation"])
+    assert set(found["segmentation_tags"]) == set(found["segmentation_network"]) == set(found["segmentation"])
     assert list(found["seconds"]) == list(STAGES)
     assert found["initialised_from"]["classifier"] == "random"
     assert {"torch", "python", "device", "cpus"} <= set(found["environment"])
@@ -77,7 +77,7 @@ def test_segmentation_with_true_tags_chooses_among_them(
 ) -> None:
     """Where an absent class is always the likeliest and the true one the second, tags make all right."""
     _, folder = copied
-    _, run = cli.open_stage(cli.StageArguments, "evaluate", ["--run", str(folder)])
+    _, run = cli.open_stage(cli.StageArguments, "evaluate", ["--run", str(folder), "--evaluate.crf", "None"])
     split = run.data.validation
     assert split is not None
     records, classes = iter(split.records), len(split.classes) + 1
@@ -230,7 +230,7 @@ def test_validation_images_without_masks_are_predicted_and_not_scored(
     run = cli.open_run(folder, cli.stored_config(folder))
     first, *others = run.data.validation.records
     split = replace(run.data.validation, records=(replace(first, mask=None), *others))
-    confusion, _ = evaluate.predict_split(run, split)
+    confusion, *_ = evaluate.predict_split(run, split)
     assert f"{len(others)} of the {len(split)} validation images have masks" in capsys.readouterr().err
     assert len([*(folder / "predictions").iterdir()]) == len(split)
     assert confusion.sum() == sum(int((np.asarray(Image.open(x.mask)) != 255).sum()) for x in others)

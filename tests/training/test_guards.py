@@ -132,9 +132,7 @@ def test_as_many_checkpoints_stay_as_wanted(keep: int, names: list[str], tmp_pat
     assert load_checkpoint(tmp_path / "best.pt")["step"] == (4 if means[0] < means[1] else 8)
 
 
-def test_a_damaged_checkpoint_is_replaced_by_the_one_before(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = make_trainer(tmp_path / "whole")
     fit(whole)
     folder = tmp_path / "broken"
