@@ -9,6 +9,7 @@ from gwsss_fast.losses import group_loss
 from gwsss_fast.models.group_classifier import GroupClassifier
 
 if TYPE_CHECKING:
+    from gwsss_fast.inference.predictor import Predictor
     from gwsss_fast.models.deeplab import DeepLabV2
 
 __version__ = "0.1.0"
@@ -18,6 +19,7 @@ __all__ = [
     "GroupGNN",
     "GroupOutput",
     "GwsssError",
+    "Predictor",
     "evaluation",
     "group_loss",
     "ops",
@@ -25,9 +27,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """DeepLabV2 on first use: its backbones import torchvision, which takes as long as torch and the rest together."""
+    """DeepLabV2 and Predictor on first use: torchvision, which they need, takes as long to import as all the rest."""
     if name == "DeepLabV2":
         from gwsss_fast.models.deeplab import DeepLabV2
 
         return DeepLabV2
+    if name == "Predictor":
+        from gwsss_fast.inference.predictor import Predictor
+
+        return Predictor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import glob
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,25 +13,18 @@ import torch
 import tyro
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 
-from gwsss_fast import cli, files
-from gwsss_fast.config import Config, absolute_paths, read_config
+from gwsss_fast import cli
 from gwsss_fast.data.ahead import read_ahead
-from gwsss_fast.data.images import IMAGE_EXTENSIONS, read_image
-from gwsss_fast.data.palette import voc_palette
-from gwsss_fast.data.transforms import normalise
+from gwsss_fast.data.images import read_image
 from gwsss_fast.errors import GwsssError
-from gwsss_fast.labels.crf import refine_images
-from gwsss_fast.labels.masks import save_mask
-from gwsss_fast.models.deeplab import predict_probabilities
-from gwsss_fast.models.precision import autocast
-from gwsss_fast.training.checkpoints import load_checkpoint
+from gwsss_fast.inference.inputs import Inputs, Video, find_inputs, open_video
+from gwsss_fast.inference.predictor import Predictor
+from gwsss_fast.inference.written import Written
 from gwsss_fast.training.logs import Reporter
-from gwsss_fast.training.precision import check_precision, choose_device, set_threads
-from gwsss_fast.training.segmenter import load_segmenter
 
-SUMMARY = "predictions.json"
+MOST_READ = 16
+"""Images that are read at a time where the processor has so many threads, if batches are not larger."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +32,7 @@ class Arguments:
     """Segment images with a trained DeepLab-V2: OUTPUT/NAME.png, and predictions.json with classes, areas and boxes."""
 
     inputs: tyro.conf.Positional[tuple[str, ...]]
-    """Images, folders of images, or patterns such as 'photos/*.jpg'."""
+    """Images, folders of images, patterns such as 'photos/*.jpg', videos, or camera:0."""
     model: str
     """Checkpoint of a run's stage 2: RUN/segmenter/last.pt."""
     output: str = "predictions"
@@ -54,38 +45,24 @@ class Arguments:
     """See the mirror image too. None: as the run was evaluated."""
     crf: Literal["psa", "irn", "deeplab", "mcis", "toco"] | None = None
     """Dense CRF preset that refines the probabilities."""
+    tile: int | None = None
+    """Side of the overlapping windows through which larger images are seen; 0: never. None: 1024 above 2 megapixels."""
+    batch: int | None = None
+    """Images of one size that go through the network together. None: 8 on a GPU, 1 on a CPU."""
     overlay: bool = False
     """Also write NAME_overlay.jpg, the mask's colours over the image."""
+    coco: bool = False
+    """Also write coco.json: the objects with their masks as run lengths (RLE)."""
+    every: int = 1
+    """Of a video or camera, take each so-manieth frame."""
+    frames: int | None = None
+    """Of a video or camera, take so many frames at most."""
     device: str = "auto"
     """cpu, cuda, cuda:1, or auto."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of the network."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the network. auto: bf16 where the processor has it."""
     threads: int = 0
     """CPU threads; 0 = all cores."""
-
-
-@dataclass(frozen=True)
-class Predictor:
-    """A segmenter with all it needs: predictor(images) gives probabilities (L + 1, H, W), background first."""
-
-    model: torch.nn.Module
-    classes: tuple[str, ...]
-    device: torch.device
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
-    crf: str | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-
-    def __call__(self, images: Sequence[Image.Image]) -> list[NDArray[np.float32]]:
-        """The network sees one image after another; the CRF may refine several at a time."""
-        probabilities = []
-        for image in images:
-            with autocast(self.device, self.precision):
-                found = predict_probabilities(self.model, normalise(image).to(self.device), self.scales, self.flip)
-            probabilities.append(found.float().cpu().numpy())
-        if self.crf is None:
-            return probabilities
-        return refine_images(probabilities, [np.asarray(image) for image in images], self.crf)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,90 +73,119 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _command(arguments: Sequence[str]) -> None:
     default = Arguments(inputs=tyro.MISSING, model=tyro.MISSING)
     options = cli.parse(Arguments, default, arguments, "gwsss-fast predict", Arguments.__doc__ or "")
-    images, output = find_images(options.inputs), Path(options.output)
+    for name in ("every", "frames"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise GwsssError(f"--{name} {value}: give at least 1")
+    inputs, output = find_inputs(options.inputs), Path(options.output)
     if not options.resume:
         cli.refuse_existing(output)
     predictor = open_predictor(options)
-    unreadable = predict(predictor, images, output, options.overlay)
-    print(f"{len(images) - len(unreadable)} masks in {output}")
+    written = Written(output, predictor.classes, options.overlay)
+    unreadable: list[str] = []
+    count = 0
+    try:
+        count += predict_images(predictor, inputs, written, unreadable)
+        for name, source in inputs.videos.items():
+            count += predict_video(predictor, name, source, written, unreadable, options)
+    finally:  # also when stopped, for --resume
+        written.close()
+    if options.coco:
+        written.write_coco()
+    print(f"{count} masks in {output}")
     if unreadable:
         more = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
         raise GwsssError(f"{unreadable[0]}{more}; all other images are done")
 
 
-def find_images(inputs: Sequence[str]) -> dict[str, Path]:
-    """The images that `inputs` name, by the name of their results: the path below the folder given, without suffix.
-
-    Raises GwsssError for an input that is nothing, a folder without images, and two images with one name.
-    """
-    found: dict[str, Path] = {}
-    for word in inputs:
-        path = Path(word)
-        if path.is_dir():
-            listed = sorted(x for x in path.rglob("*") if x.suffix.lower() in IMAGE_EXTENSIONS and x.is_file())
-            base = path
-        else:
-            listed = [path] if path.is_file() else [Path(x) for x in sorted(glob.glob(word, recursive=True))]
-            base = None
-        if not listed:
-            raise GwsssError(f"input {word}: no image there; give files, folders or patterns in quotes")
-        for file in listed:
-            name = (file.relative_to(base) if base else Path(file.name)).with_suffix("").as_posix()
-            if found.setdefault(name, file) != file:
-                raise GwsssError(
-                    f"{file} and {found[name]} would both become {name}.png; give the folder that holds both, or "
-                    "run them into two outputs"
-                )
-    if not found:
-        raise GwsssError("no input; give images, folders or patterns in quotes")
-    return found
-
-
 def open_predictor(options: Arguments) -> Predictor:
-    """The predictor of a segmenter's checkpoint. Raises GwsssError for a file that holds none and for bad options."""
-    set_threads(options.threads)
-    device = choose_device(options.device)
-    check_precision(options.precision, device)
+    """The predictor that the options ask for. Raises GwsssError for a file that holds none and for bad options."""
     if options.scales is not None and not (options.scales and min(options.scales) > 0):
         raise GwsssError(f"--scales {options.scales}: give at least one, each above 0")
-    content = load_checkpoint(options.model)
-    if "segmenter" not in content.get("initialised_from", {}) or "config" not in content:
-        raise GwsssError(f"{options.model} is no checkpoint of a segmenter; give RUN/segmenter/last.pt")
-    config: Config = absolute_paths(read_config(str(content["config"]), options.model))
-    classes = tuple(content["classes"])
     return Predictor(
-        load_segmenter(config, Path(options.model), classes).to(device),
-        classes,
-        device,
-        tuple(config.evaluate.scales) if options.scales is None else options.scales,
-        config.evaluate.flip if options.flip is None else options.flip,
-        options.crf,
-        options.precision,
+        options.model,
+        device=options.device,
+        precision=options.precision,
+        scales=options.scales,
+        flip=options.flip,
+        crf=options.crf,
+        tile=options.tile,
+        batch=options.batch,
+        threads=options.threads,
     )
 
 
-def predict(predictor: Predictor, images: dict[str, Path], output: Path, overlay: bool = False) -> list[str]:
-    """Write the results of `images`, by name; masks that are there stay. Returns what could not be read, and why."""
-    done, unreadable = _earlier(output), []
-    missing = [name for name in images if name not in done or not (output / f"{name}.png").is_file()]
-    try:
+def at_a_time(predictor: Predictor) -> int:
+    """How many images are read, and given to the predictor, together."""
+    return max(predictor.batch, min(torch.get_num_threads(), MOST_READ))
+
+
+def predict_images(predictor: Predictor, inputs: Inputs, written: Written, unreadable: list[str]) -> int:
+    """Write the results of the images that have none; returns how many of all have one.
+
+    unreadable: gets what could not be read, and why.
+    """
+    images = inputs.images
+    missing = [name for name in images if not written.has(name)]
+    before = len(unreadable)
+    if images:
         with Reporter("predict", len(images), len(images) - len(missing)) as bar:
-            for batch in read_ahead(missing, lambda name: _readable(images[name]), torch.get_num_threads()):
+            for batch in read_ahead(missing, lambda name: _readable(images[name]), at_a_time(predictor)):
                 good = [(name, image) for name, image in batch if isinstance(image, Image.Image)]
                 unreadable += [str(error) for _, error in batch if not isinstance(error, Image.Image)]
-                for (name, image), scores in zip(good, predictor([image for _, image in good]), strict=True):
-                    mask = scores.argmax(0).astype(np.uint8)
-                    save_mask(output / f"{name}.png", mask)
-                    if overlay:
-                        with files.atomic_path(output / f"{name}_overlay.jpg") as temporary:
-                            overlaid(image, mask).save(temporary, format="JPEG", quality=90)
-                    facts = {"image": str(images[name]), "size": image.size}
-                    done[name] = {**facts, "objects": objects(scores, mask, predictor.classes)}
+                for (name, image), found in zip(good, predictor([image for _, image in good]), strict=True):
+                    written.add(name, {"image": str(images[name])}, image, found)
                 bar.advance(by=len(batch))
-    finally:  # also when stopped, for --resume
-        if done:
-            files.write_json(output / SUMMARY, {"classes": predictor.classes, "images": done})
-    return unreadable
+    return len(images) - (len(unreadable) - before)
+
+
+def predict_video(
+    predictor: Predictor,
+    name: str,
+    source: Path | int,
+    written: Written,
+    unreadable: list[str],
+    options: Arguments,
+) -> int:
+    """Write NAME/FRAME.png of the frames of a video or camera; returns how many there are."""
+    count = 0
+    try:
+        video = open_video(source)
+    except GwsssError as error:
+        unreadable.append(str(error))
+        return 0
+    total = min(-(-video.length // options.every) or sys.maxsize, options.frames or sys.maxsize)
+    try:
+        with Reporter(name, total if total < sys.maxsize else 0) as bar:
+            for batch in _batches(video, at_a_time(predictor), options, unreadable):
+                new = [(number, frame) for number, frame in batch if not written.has(_frame_name(name, number))]
+                for (number, frame), found in zip(new, predictor([frame for _, frame in new]), strict=True):
+                    facts: dict[str, Any] = {"image": str(source), "frame": number}
+                    written.add(_frame_name(name, number), facts, frame, found)
+                count += len(batch)
+                bar.advance(by=len(batch))
+    finally:
+        video.close()
+    return count
+
+
+def _batches(
+    video: Video, size: int, options: Arguments, unreadable: list[str]
+) -> Iterator[list[tuple[int, NDArray[np.uint8]]]]:
+    batch: list[tuple[int, NDArray[np.uint8]]] = []
+    try:
+        for item in video.frames(options.every, options.frames):
+            batch.append(item)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except GwsssError as error:
+        unreadable.append(str(error))
+    if batch:
+        yield batch
+
+
+def _frame_name(name: str, number: int) -> str:
+    return f"{name}/{number:06d}"
 
 
 def _readable(path: Path) -> Image.Image | GwsssError:
@@ -187,45 +193,6 @@ def _readable(path: Path) -> Image.Image | GwsssError:
         return read_image(path)
     except GwsssError as error:
         return error
-
-
-def _earlier(output: Path) -> dict[str, Any]:
-    """What predictions.json says of images that were done before."""
-    path = output / SUMMARY
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["images"])
-    except (ValueError, KeyError, TypeError):
-        raise GwsssError(
-            f"{path} cannot be read as the summary of a prediction; remove it or use another --output"
-        ) from None
-
-
-def objects(scores: NDArray[np.float32], mask: NDArray[np.uint8], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Of each class in the mask: its name, area (pixels), box (x0, y0, x1, y1; the end is outside) and the mean
-    probability of its pixels."""
-    found = []
-    for label, box in enumerate(ndimage.find_objects(mask), 1):
-        if box is not None:
-            rows, columns = box
-            own = mask == label
-            found.append(
-                {
-                    "class": classes[label - 1],
-                    "area": int(own.sum()),
-                    "box": [columns.start, rows.start, columns.stop, rows.stop],
-                    "score": round(float(scores[label][own].mean()), 4),
-                }
-            )
-    return found
-
-
-def overlaid(image: Image.Image, mask: NDArray[np.uint8]) -> Image.Image:
-    """The image with the colours of its mask laid over it; background as it is."""
-    pixels, colours = np.asarray(image, np.float32), voc_palette()[mask].astype(np.float32)
-    weight = np.where(mask > 0, np.float32(0.55), np.float32(0))[..., None]
-    return Image.fromarray((pixels * (1 - weight) + colours * weight).round().astype(np.uint8))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ COMMANDS = {
 }
 BELOW_MODELS = FLOOR | JOB | {"ops"} | MODULE
 BELOW_PIPELINE = BELOW_MODELS | {"models", "data", "evaluation", "config"}
+BELOW_COMMANDS = BELOW_PIPELINE | PIPELINE | {"inference"}
 
 # room -> rooms of the package it may import, besides itself. A room is a folder or a file directly in the package.
 ALLOWED: dict[str, set[str]] = {
@@ -57,10 +58,11 @@ ALLOWED: dict[str, set[str]] = {
     "config": FLOOR,
     "presets": set(),
     **{room: BELOW_PIPELINE for room in PIPELINE},
+    "inference": BELOW_PIPELINE | PIPELINE,
     # Commands may import everything below, and each other (`train` runs the later stages).
-    **{room: BELOW_PIPELINE | PIPELINE | COMMANDS for room in COMMANDS},
-    "doctor": BELOW_PIPELINE | PIPELINE | COMMANDS | {"native"},  # it shows what was built, and builds it on request
-    "__init__": BELOW_MODELS | {"models", "data", "evaluation"},
+    **{room: BELOW_COMMANDS | COMMANDS for room in COMMANDS},
+    "doctor": BELOW_COMMANDS | COMMANDS | {"native"},  # it shows what was built, and builds it on request
+    "__init__": BELOW_MODELS | {"models", "data", "evaluation", "inference"},
 }
 
 # Folders beside the package: they import it, and nothing of it imports them.

@@ -14,7 +14,7 @@ LEFT_OUT = (".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "tests",
 # Used where they are installed; the package must import without any of them.
 OPTIONAL = (
     *("triton", "timm", "pycocotools", "apex", "onnx", "onnxscript", "onnxruntime", "torch_tensorrt", "tensorrt"),
-    *("tensorrt_rtx", "pydensecrf", "sklearn", "hypothesis", "pytest"),
+    *("tensorrt_rtx", "pydensecrf", "sklearn", "hypothesis", "pytest", "cv2"),
 )
 IMPORTS = (
     "import gwsss_fast.GroupGNN\nassert gwsss_fast.GroupGNN(in_channels=512, num_classes=20).num_classes == 20",
@@ -184,13 +184,14 @@ def test_the_public_names_exist() -> None:
     code = (
         "import gwsss_fast\n"
         "names = [gwsss_fast.GroupGNN, gwsss_fast.GroupOutput, gwsss_fast.GroupClassifier, gwsss_fast.DeepLabV2,\n"
-        "    gwsss_fast.group_loss, gwsss_fast.evaluation.max_box_acc, gwsss_fast.evaluation.segmentation_scores]\n"
+        "    gwsss_fast.Predictor, gwsss_fast.group_loss, gwsss_fast.evaluation.max_box_acc,\n"
+        "    gwsss_fast.evaluation.segmentation_scores]\n"
         "names += [getattr(gwsss_fast.ops, name) for name in ('co_attention', 'attention', 'graph_dropout',\n"
         "    'conv_gru', 'edge_readout', 'dense_crf', 'backend', 'available')]\n"
         "assert all(map(callable, names))\n"
-        "assert not set(gwsss_fast.__all__) - set(dir(gwsss_fast)) - {'DeepLabV2'}\n"
+        "assert not set(gwsss_fast.__all__) - set(dir(gwsss_fast)) - {'DeepLabV2', 'Predictor'}\n"
         "from gwsss_fast import *\n"
-        "assert DeepLabV2 is gwsss_fast.DeepLabV2\n"
+        "assert DeepLabV2 is gwsss_fast.DeepLabV2 and Predictor is gwsss_fast.Predictor\n"
         "import gwsss_fast.labels.crf\n"
         "assert {'psa', 'irn', 'deeplab', 'mcis', 'toco'} == set(gwsss_fast.labels.crf.PRESETS)"
     )

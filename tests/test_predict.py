@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from gwsss_fast import predict
 from gwsss_fast.data.images import read_image
+from gwsss_fast.inference.rle import decode
 from tests.command_line import fails
 
 
@@ -76,6 +78,77 @@ def test_going_on_leaves_what_is_done(finished: tuple[Path, Path], folder: Path,
     assert run(finished, folder / "inside", *folder.glob("*.jpg"), "--output", output, "--resume") == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert len(json.loads((output / "predictions.json").read_text())["images"]) == 3
+
+
+def test_coco_output_holds_the_masks(finished: tuple[Path, Path], folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert run(finished, folder, "--output", output, "--coco") == 0
+    summary = json.loads((output / "predictions.json").read_text())
+    coco = json.loads((output / "coco.json").read_text())
+    assert [entry["name"] for entry in coco["categories"]] == summary["classes"]
+    assert len({entry["id"] for entry in coco["annotations"]}) == len(coco["annotations"])
+    for image, (name, facts) in zip(coco["images"], summary["images"].items(), strict=True):
+        assert (image["file_name"], image["width"], image["height"]) == (facts["image"], *facts["size"])
+        labels = np.asarray(Image.open(output / f"{name}.png"))
+        own = [entry for entry in coco["annotations"] if entry["image_id"] == image["id"]]
+        assert [entry["category_id"] for entry in own] == [x for x in np.unique(labels) if x]
+        for entry in own:
+            assert (decode(entry["segmentation"]) == (labels == entry["category_id"])).all()
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    """Nine frames of 64x48 pixels, each of another grey."""
+    cv2 = pytest.importorskip("cv2")
+    path = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 5, (64, 48))
+    for number in range(9):
+        writer.write(np.full((48, 64, 3), 20 * number, np.uint8))
+    writer.release()
+    return path
+
+
+def test_frames_of_a_video(finished: tuple[Path, Path], video: Path, tmp_path: Path) -> None:
+    output, options = tmp_path / "out", ("--every", "2", "--frames", "3")
+    assert run(finished, video, "--output", output, "--overlay", *options) == 0
+    assert sorted(path.name for path in (output / "clip").glob("*.png")) == ["000000.png", "000002.png", "000004.png"]
+    summary = json.loads((output / "predictions.json").read_text())["images"]
+    assert summary["clip/000002"]["frame"] == 2
+    assert summary["clip/000002"]["size"] == [64, 48]
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*.png")}
+    assert run(finished, video, "--output", output, "--resume", "--every", "2") == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len([*output.rglob("*.png")]) == 5
+
+
+def test_a_camera_is_read_until_there_are_enough_frames(
+    finished: tuple[Path, Path], video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The camera is a stand-in: the file plays its part."""
+    cv2 = pytest.importorskip("cv2")
+    opened, capture = [], cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", lambda number: opened.append(number) or capture(str(video)))
+    assert run(finished, "camera:3", "--output", tmp_path / "out", "--frames", "2") == 0
+    assert opened == [3]
+    assert len([*(tmp_path / "out" / "camera_3").glob("*.png")]) == 2
+
+
+def test_bad_videos(
+    finished: tuple[Path, Path],
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("cv2")
+    broken, output, one = tmp_path / "broken.mp4", tmp_path / "out", next(folder.glob("*.jpg"))
+    broken.write_bytes(b"no video" * 100)
+    fails(capsys, run(finished, broken, one, "--output", output), "broken.mp4", "all other images are done")
+    assert len([*output.rglob("*.png")]) == 1
+    fails(capsys, run(finished, "camera:front", "--output", tmp_path / "more"), "camera:front", "number")
+    fails(capsys, run(finished, one, "--output", tmp_path / "more", "--every", "0"), "--every 0")
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    fails(capsys, run(finished, broken, "--output", tmp_path / "more"), "install", "opencv-python-headless")
 
 
 def test_bad_input(

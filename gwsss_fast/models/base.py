@@ -27,7 +27,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
 
-class _FrozenMixin:
+class FrozenMixin:
     """Keeps a batch-norm layer on its running statistics, whatever train() asks for."""
 
     def train(self, mode: bool = True) -> Any:
@@ -39,7 +39,7 @@ _FROZEN_CLASSES: dict[type, type] = {}
 
 def _frozen_class(kind: type) -> type:
     if kind not in _FROZEN_CLASSES:
-        _FROZEN_CLASSES[kind] = type(f"Frozen{kind.__name__}", (_FrozenMixin, kind), {})
+        _FROZEN_CLASSES[kind] = type(f"Frozen{kind.__name__}", (FrozenMixin, kind), {})
     return _FROZEN_CLASSES[kind]
 
 
@@ -54,7 +54,7 @@ def freeze_batch_norm(module: nn.Module) -> int:
     count = 0
     for layer in module.modules():
         if isinstance(layer, _BatchNorm):
-            if not isinstance(layer, _FrozenMixin):
+            if not isinstance(layer, FrozenMixin):
                 layer.__class__ = _frozen_class(type(layer))
             layer.eval()
             layer.requires_grad_(False)

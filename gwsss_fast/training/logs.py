@@ -19,7 +19,10 @@ PAUSE = 2.0  # seconds between two of them, at least
 
 
 class Reporter:
-    """A bar with loss and time left on a terminal; elsewhere one line at every tenth of the work. A context manager."""
+    """A bar with loss and time left on a terminal; elsewhere one line at every tenth of the work. A context manager.
+
+    total: 0 where it is not known; then there are no lines.
+    """
 
     def __init__(self, title: str, total: int, done: int = 0, console: Console | None = None) -> None:
         self.title, self.total, self.done = title, total, done
@@ -32,7 +35,7 @@ class Reporter:
         )
         self.progress = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
         self.last = self.progress.get_time()
-        self.task: TaskID = self.progress.add_task(title, total=total, completed=done, text="")
+        self.task: TaskID = self.progress.add_task(title, total=total or None, completed=done, text="")
 
     def __enter__(self) -> Reporter:
         if self.console.is_terminal:
@@ -49,7 +52,9 @@ class Reporter:
         """`by` more of `total` are done; `text` says how it stands."""
         before, self.done = self.done, self.done + by
         self.progress.update(self.task, completed=self.done, text=text)
-        if self.console.is_terminal or self.done * LINES // self.total == before * LINES // self.total:
+        if self.console.is_terminal or not self.total:
+            return
+        if self.done * LINES // self.total == before * LINES // self.total:
             return
         now = self.progress.get_time()
         if now - self.last < PAUSE and self.done < self.total:

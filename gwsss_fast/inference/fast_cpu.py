@@ -1,0 +1,222 @@
+"""A network made ready for a CPU: batch norm inside the convolutions, sums and ReLU behind them in the same pass over
+memory, weights laid out once, bfloat16 where the processor multiplies it."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from gwsss_fast.models.base import FrozenMixin
+from gwsss_fast.models.deeplab import MultiScale
+from gwsss_fast.models.precision import PRECISIONS, autocast
+
+SAMPLE_SIDE = 65
+"""Pixels of the image on which a prepared network is held against the one it was made from."""
+LARGEST_ERROR = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""How far they may be apart there, as a part of the largest logit; only mistakes pass it."""
+CHANNELS_LAST = torch.channels_last
+
+
+def has_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 (AVX-512 BF16 or AMX); without, it is slower than float32."""
+    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return torch.backends.mkldnn.is_available() and any(check() for check in checks if check is not None)
+
+
+class FastSegmenter:
+    """Calls a network on the CPU, in the fastest way that is right for it.
+
+    The network itself is left as it is. What cannot be traced, or is not the same when prepared, runs as it is, with
+    autocast for bf16. `prepared` says which.
+    """
+
+    def __init__(self, model: nn.Module, precision: str) -> None:
+        self.precision = precision
+        dtype = PRECISIONS[precision] or torch.float32
+        fast = prepare(model, dtype)
+        self.prepared = fast is not None and _agree(fast, model, dtype)
+        self.model = fast if fast is not None and self.prepared else model
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """The network's output for images (B, 3, H, W)."""
+        with autocast(images.device, self.precision):
+            return self.model(images.contiguous(memory_format=CHANNELS_LAST))
+
+
+def prepare(model: nn.Module, dtype: torch.dtype) -> nn.Module | None:
+    """A copy of a network in eval mode whose convolutions are PackedConvolutions; None where that is not possible."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+        return None
+    if isinstance(model, MultiScale):
+        base = prepare(model.base, dtype)
+        return None if base is None else MultiScale(base, model.scales).eval()  # type: ignore[arg-type]
+    try:
+        graph = _Tracer().trace(model)
+        traced = fx.GraphModule(model, graph)
+        if _writes_over_what_is_read(traced):
+            return None
+        _pack(traced, dtype)
+    except Exception:  # tracing runs the model's own code on stand-ins, which raises almost anything
+        return None
+    return traced.eval()
+
+
+class PackedConvolution(nn.Module):
+    """relu(convolution(x) + other), with or without either, in one call of oneDNN.
+
+    overwrite: put the result into `other`.
+    """
+
+    def __init__(
+        self, source: nn.Conv2d, norm: _BatchNorm | None, relu: bool, overwrite: bool, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        weight, bias = folded(source, norm)
+        self.geometry = (list(source.padding), list(source.stride), list(source.dilation), source.groups)
+        weight = weight.to(dtype).contiguous(memory_format=CHANNELS_LAST)
+        self.weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry)
+        self.bias = None if bias is None else bias.to(dtype)
+        self.dtype, self.overwrite = dtype, overwrite
+        self.relu = relu
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """x: (B, C, H, W); other: of the result's shape."""
+        x = x.to(self.dtype)
+        after: Any = "relu" if self.relu else None
+        if other is None:
+            return torch.ops.mkldnn._convolution_pointwise(
+                x, self.weight, self.bias, *self.geometry, after or "none", [], ""
+            )
+        other = other.to(self.dtype)
+        rest: Any = (self.weight, self.bias, *self.geometry, "add", None, after, [], None)
+        if self.overwrite:
+            return torch.ops.mkldnn._convolution_pointwise_.binary(other, x, *rest)
+        return torch.ops.mkldnn._convolution_pointwise.binary(x, other, *rest)
+
+
+@torch.no_grad()
+def folded(source: nn.Conv2d, norm: _BatchNorm | None) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a convolution with the batch norm behind it inside."""
+    weight: Any = source.weight.detach()
+    bias: Any = None if source.bias is None else source.bias.detach()
+    if norm is None:
+        return weight, bias
+    values: Any = (weight, bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    weight, bias, mean, variance, scale, shift = (None if x is None else x.detach().double() for x in values)
+    fused = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, scale, shift)  # type: ignore[arg-type]
+    return fused[0].detach().float(), fused[1].detach().float()
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, _BatchNorm) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _pack(traced: fx.GraphModule, dtype: torch.dtype) -> None:
+    modules = dict(traced.named_modules())
+    for number, node in enumerate(list(traced.graph.nodes)):
+        source = modules.get(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(source, nn.Conv2d) or type(source) is not nn.Conv2d or source.padding_mode != "zeros":
+            continue
+        if isinstance(source.padding, str):
+            continue
+        last, norm = node, None
+        other: Any = None
+        after = _only_user(last)
+        found = modules.get(str(after.target)) if after is not None and after.op == "call_module" else None
+        if after is not None and isinstance(found, _BatchNorm) and _is_plain(found):
+            last, norm = after, found
+        after = _only_user(last)
+        if after is not None and _is_sum(after):
+            other = after.args[1] if after.args[0] is last else after.args[0]
+            last = after
+        after = _only_user(last)
+        relu = after is not None and _is_relu(after, modules)
+        last = after if relu and after is not None else last
+        overwrite = other is not None and _is_own_memory(other, modules)
+        name = f"packed_{number}"
+        traced.add_submodule(name, PackedConvolution(source, norm, relu, overwrite, dtype))
+        with traced.graph.inserting_before(last):
+            inputs = (node.args[0],) if other is None else (node.args[0], other)
+            fused = traced.graph.call_module(name, inputs)
+        last.replace_all_uses_with(fused)
+        modules[name] = traced.get_submodule(name)
+        _remove(traced.graph, last, until=node)
+    traced.graph.lint()
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+
+
+def _remove(graph: fx.Graph, last: fx.Node, until: fx.Node) -> None:
+    """Take the nodes from `last` back to `until` away, along those that nothing uses any more."""
+    waiting = [last]
+    while waiting:
+        node = waiting.pop()
+        if not node.users and node.op != "placeholder":
+            inputs = list(node.all_input_nodes)
+            graph.erase_node(node)
+            waiting += [] if node is until else inputs
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _is_plain(norm: _BatchNorm) -> bool:
+    """Whether it is batch norm alone: some libraries' subclasses have an activation inside."""
+    kind = next(kind for kind in type(norm).__mro__ if not issubclass(kind, FrozenMixin))
+    return kind in (nn.BatchNorm2d, nn.SyncBatchNorm) and norm.running_mean is not None
+
+
+def _is_sum(node: fx.Node) -> bool:
+    """Whether it adds two values of the graph, not one of them to itself."""
+    if node.op != "call_function" or node.target not in (operator.add, operator.iadd, torch.add) or node.kwargs:
+        return False
+    return len(node.args) == 2 and all(isinstance(x, fx.Node) for x in node.args) and len(node.all_input_nodes) == 2
+
+
+def _is_own_memory(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether the value is a new tensor that nothing else reads."""
+    kinds = (nn.Conv2d, _BatchNorm, PackedConvolution)
+    return node.op == "call_module" and isinstance(modules[str(node.target)], kinds) and len(node.users) == 1
+
+
+def _is_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return type(modules.get(str(node.target))) is nn.ReLU
+    return node.op == "call_function" and node.target in (F.relu, torch.relu)
+
+
+def _writes_over_what_is_read(traced: fx.GraphModule) -> bool:
+    """Whether an operation overwrites a value that others use too: then their order counts, which packing changes."""
+    modules = dict(traced.named_modules())
+    for node in traced.graph.nodes:
+        inside = node.op == "call_module" and getattr(modules[str(node.target)], "inplace", False)
+        named = node.op == "call_method" and str(node.target).endswith("_") and not str(node.target).endswith("__")
+        augmented = node.op == "call_function" and node.target is operator.iadd
+        if (inside or named or augmented or node.kwargs.get("inplace")) and len(node.all_input_nodes[0].users) > 1:
+            return True
+    return False
+
+
+@torch.inference_mode()
+def _agree(fast: nn.Module, model: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether a prepared network does what the network does, on one small image."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, 3, SAMPLE_SIDE, SAMPLE_SIDE, generator=generator).contiguous(memory_format=CHANNELS_LAST)
+    try:
+        wanted = model(image).float()
+        with autocast(image.device, "bf16" if dtype == torch.bfloat16 else "fp32"):
+            found = fast(image).float()
+    except Exception:  # the network as it is will say what is wrong with it, if anything
+        return False
+    if found.shape != wanted.shape:
+        return False
+    return bool((found - wanted).abs().max() <= LARGEST_ERROR[dtype] * wanted.abs().max())

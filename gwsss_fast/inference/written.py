@@ -1,0 +1,76 @@
+"""The folder of results: masks, overlays, and what was found in which image as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from gwsss_fast import files
+from gwsss_fast.errors import GwsssError
+from gwsss_fast.inference.results import Prediction, coco_annotations, coco_categories
+from gwsss_fast.labels.masks import save_mask
+
+SUMMARY, COCO = "predictions.json", "coco.json"
+
+
+class Written:
+    """Results by name: NAME.png, NAME_overlay.jpg on request, and predictions.json when `close` is called.
+
+    What a former run has left counts as done. Raises GwsssError for a predictions.json that cannot be read.
+    """
+
+    def __init__(self, folder: Path, classes: tuple[str, ...], overlay: bool = False) -> None:
+        self.folder, self.classes, self.overlay = folder, classes, overlay
+        self.done = _earlier(folder / SUMMARY)
+
+    def has(self, name: str) -> bool:
+        """Whether this result is there."""
+        return name in self.done and self.mask_file(name).is_file()
+
+    def mask_file(self, name: str) -> Path:
+        """NAME.png."""
+        return self.folder / f"{name}.png"
+
+    def add(self, name: str, facts: dict[str, Any], image: Image.Image | NDArray[np.uint8], found: Prediction) -> None:
+        """Write the mask, and the overlay where it is wanted. facts: what else predictions.json says of the image."""
+        save_mask(self.mask_file(name), found.mask)
+        if self.overlay:
+            with files.atomic_path(self.folder / f"{name}_overlay.jpg") as temporary:
+                found.overlay(image).save(temporary, format="JPEG", quality=90)
+        self.done[name] = {**facts, **found.as_dict()}
+
+    def close(self) -> None:
+        """Write predictions.json; nothing where nothing was done."""
+        if self.done:
+            files.write_json(self.folder / SUMMARY, {"classes": self.classes, "images": self.done})
+
+    def write_coco(self) -> None:
+        """coco.json: the objects of all results with the run lengths of their masks."""
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for number, (name, facts) in enumerate(self.done.items(), 1):
+            with Image.open(self.mask_file(name)) as stored:
+                mask = np.asarray(stored)
+            width, height = facts["size"]
+            images.append({"id": number, "file_name": facts["image"], "width": width, "height": height})
+            annotations += coco_annotations(mask, facts["objects"], self.classes, number, len(annotations) + 1)
+        categories = coco_categories(self.classes)
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        files.write_json(self.folder / COCO, content)
+
+
+def _earlier(path: Path) -> dict[str, Any]:
+    """What predictions.json says of images that were done before."""
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["images"])
+    except (ValueError, KeyError, TypeError):
+        raise GwsssError(
+            f"{path} cannot be read as the summary of a prediction; remove it or use another --output"
+        ) from None
