@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gwsss_fast.errors import GwsssError
@@ -27,9 +28,9 @@ def load_weights(model: nn.Module, source: str | Path) -> str:
     """Load `source` into `model` and return the sentence that a run records about it.
 
     source: "none" (left random), "default" (the torchvision weights of the model's backbone) or the path of a file: a
-    PyTorch state dict, also under "state_dict" or "model" and with "module." prefixes, in our names, torchvision's,
-    AffinityNet's (ResNet-38) or deeplab-pytorch's, or MXNet's `.params` of ResNet-38. A file may hold the model or its
-    backbone; keys that the model lacks and a classifier of other size are skipped, and the sentence says so.
+    safetensors file or PyTorch state dict, also under "state_dict" or "model" and with "module." prefixes, in our
+    names, torchvision's, AffinityNet's (ResNet-38) or deeplab-pytorch's, or MXNet's `.params` of ResNet-38. A file may
+    hold the model or its backbone; keys that the model lacks and a classifier of other size are skipped, and the sentence says so.
 
     Raises GwsssError for an unreadable file, a missing key or a wrong shape (naming file and first key), or a
     download that fails. The model is untouched then.
@@ -55,6 +56,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     if path.suffix == ".params":
         return read_mxnet_params(path)
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged and hostile files fail in many ways; all mean the same to the user
         raise GwsssError(

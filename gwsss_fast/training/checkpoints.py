@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from gwsss_fast import files
@@ -76,6 +77,13 @@ def replace_checkpoint(path: Path, content: dict[str, Any], keep: int, step_befo
     save_checkpoint(path, content)
     for old in earlier_checkpoints(path)[keep - 1 :]:
         old.unlink(missing_ok=True)
+
+
+def save_weights(path: Path, model: nn.Module, **facts: str) -> None:
+    """Write the weights alone as a safetensors file, atomically, `facts` in its header."""
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    with files.atomic_path(path) as temporary:
+        save_file(state, temporary, metadata=facts)
 
 
 def earlier_checkpoints(path: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -28,6 +29,7 @@ from gwsss_fast.training.checkpoints import (
     replace_checkpoint,
     restore_model,
     restore_random_states,
+    save_weights,
 )
 from gwsss_fast.training.guards import Skips, Statistics
 from gwsss_fast.training.logs import Reporter, TrainingLog
@@ -309,6 +311,11 @@ class Trainer:
         )
         if best:
             link(self.checkpoint, self.checkpoint.with_name("best.pt"))
+        if content["complete"]:
+            words = {
+                name: json.dumps(self.record[name]) for name in ("classes", "initialised_from") if name in self.record
+            }
+            save_weights(self.checkpoint.with_name("weights.safetensors"), self.model, stage=self.name, **words)
 
     def _learning_rates(self) -> dict[str, float]:
         return {f"lr_{group.get('name', i)}": group["lr"] for i, group in enumerate(self.optimizer.param_groups)}

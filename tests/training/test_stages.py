@@ -1,6 +1,7 @@
 """Both stages on a small data set: an interruption in the middle of an epoch leaves no trace in the weights."""
 
 import csv
+import json
 import math
 import shutil
 import signal
@@ -10,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from gwsss_fast.config import Config, load_config, read_config
 from gwsss_fast.errors import GwsssError
+from gwsss_fast.models.backbones import build_backbone
 from gwsss_fast.training import classifier, segmenter
 from gwsss_fast.training.build import build_classifier, load_classifier
 from gwsss_fast.training.checkpoints import load_checkpoint
@@ -158,6 +161,20 @@ def test_the_classifier_learns_and_records_itself(shared_voc: Path, tmp_path: Pa
     model, _ = load_classifier(run.config, run.classifier_checkpoint, run.data.classes)
     assert not model.training
     assert list((run.folder / "logs" / "tensorboard" / "classifier").glob("events*"))
+
+
+def test_the_weights_alone_start_another_training(finished: tuple[Path, Path]) -> None:
+    _, run = finished
+    path = run / "classifier" / "weights.safetensors"
+    trained = load_checkpoint(run / "classifier" / "last.pt")["model"]
+    backbone = build_backbone("tiny", str(path))
+    assert "weights.safetensors (sha256 " in backbone.initialised_from
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(value, trained[f"backbone.{name}"]), name
+    with safe_open(path, "pt") as file:
+        facts = file.metadata()
+    assert facts["stage"] == "classifier"
+    assert json.loads(facts["initialised_from"]) == {"classifier": "random"}
 
 
 def test_the_seed_decides(shared_voc: Path, tmp_path: Path) -> None:
