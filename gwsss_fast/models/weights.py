@@ -30,7 +30,8 @@ def load_weights(model: nn.Module, source: str | Path) -> str:
     source: "none" (left random), "default" (the torchvision weights of the model's backbone) or the path of a file: a
     safetensors file or PyTorch state dict, also under "state_dict" or "model" and with "module." prefixes, in our
     names, torchvision's, AffinityNet's (ResNet-38) or deeplab-pytorch's, or MXNet's `.params` of ResNet-38. A file may
-    hold the model or its backbone; keys that the model lacks and a classifier of other size are skipped, and the sentence says so.
+    hold the model or its backbone; keys that the model lacks and a classifier of other size are skipped, and the
+    sentence says so.
 
     Raises GwsssError for an unreadable file, a missing key or a wrong shape (naming file and first key), or a
     download that fails. The model is untouched then.
