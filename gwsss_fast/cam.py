@@ -36,8 +36,8 @@ RECORD_EVERY = 100  # images between two records of the progress
 class Arguments(cli.StageArguments):
     """Make class activation maps."""
 
-    format: Literal["irn", "seam", "oaa"] = "irn"
-    """Also write the maps in this format, into RUN/cams-FORMAT; maps that are complete are not made again for it."""
+    format: Literal["run", "irn", "seam", "oaa"] = "run"
+    """Also write the maps as another project does, into RUN/cams-FORMAT; maps that are complete are not made again."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,9 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _command(arguments: Sequence[str]) -> None:
     options, run = cli.open_stage(Arguments, "cam", arguments)
-    if options.format == "irn" or not up_to_date(run):
+    if options.format == "run" or not up_to_date(run):
         cli.run_stage(run, "cam", make_maps)
-    if options.format != "irn":
+    if options.format != "run":
         convert(run, options.format)
     cli.print_summary(run)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import tyro
 from rich.console import Console
@@ -14,7 +15,9 @@ from rich.table import Table
 
 from gwsss_fast import cli
 from gwsss_fast.data.check import CheckReport, check_dataset
+from gwsss_fast.data.class_names import VOC_CLASSES, find_classes
 from gwsss_fast.data.dataset import Layout, MissingFilesError
+from gwsss_fast.data.voc_results import RESULTS, check_results, read_test_list
 from gwsss_fast.errors import GwsssError
 
 SHOWN = 20  # files named at most; the rest are counted
@@ -40,6 +43,10 @@ class Arguments:
     """Source of image-level labels: auto, list, cls_labels, masks, xml or a .npy file."""
     saliency: str | None = None
     """Folder of saliency maps."""
+    voc_results: str | None = None
+    """Check a submission to the VOC server instead: FOLDER/results/VOC2012/Segmentation/comp6_test_cls."""
+    test_list: str = "test"
+    """List of the test images, a path or a name in ImageSets/Segmentation; with --voc-results."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,6 +58,10 @@ def _check(arguments: Sequence[str]) -> None:
     default = Arguments(root=tyro.MISSING)
     options = asdict(cli.parse(Arguments, default, arguments, "gwsss-fast check-data", "Check a data set."))
     console, errors = Console(), Console(stderr=True)
+    results, test_list = options.pop("voc_results"), options.pop("test_list")
+    if results is not None:
+        _check_results(Path(options["root"]), Path(results), test_list, options["classes_file"])
+        return
     with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task("decoding", total=None)
         report = check_dataset(progress=lambda done, total: bar.update(task, completed=done, total=total), **options)
@@ -60,6 +71,16 @@ def _check(arguments: Sequence[str]) -> None:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise GwsssError(f"{problems[0]}{more}")
     console.print("No file is missing or broken.")
+
+
+def _check_results(root: Path, results: Path, test_list: str, classes_file: str | None) -> None:
+    records = read_test_list(test_list, root)
+    faults = check_results(results, records, len(find_classes(root, classes_file) or VOC_CLASSES))
+    _list(Console(), "faults", faults)
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise GwsssError(f"{faults[0]}{more}")
+    print(f"{len(records)} masks, complete and as the server reads them: {results / RESULTS}")
 
 
 def _print(console: Console, report: CheckReport) -> None:

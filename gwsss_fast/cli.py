@@ -35,6 +35,7 @@ VERBS = {
     "pseudo": "pseudo",
     "evaluate": "evaluate",
     "predict": "predict",
+    "localize": "localize",
     "report": "report_run",
     "check-data": "check_data",
     "doctor": "doctor",

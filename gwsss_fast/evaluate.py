@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,10 +24,12 @@ from gwsss_fast.data.ahead import read_ahead
 from gwsss_fast.data.dataset import Record, Split
 from gwsss_fast.data.images import read_image, read_mask
 from gwsss_fast.data.transforms import normalise
+from gwsss_fast.data.voc_results import RESULTS, check_results, read_test_list
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.evaluation.segmentation import confusion_matrix, coverage, segmentation_scores
 from gwsss_fast.labels.crf import label_probabilities, refine_images
-from gwsss_fast.labels.interchange import load_maps
+from gwsss_fast.labels.interchange import open_maps
+from gwsss_fast.labels.maps import CamSet
 from gwsss_fast.labels.masks import save_mask
 from gwsss_fast.labels.pseudo import PseudoInput, PseudoOptions, pseudo_labels
 from gwsss_fast.models.deeplab import DeepLabV2, predict_probabilities
@@ -44,7 +47,7 @@ class Arguments:
     run: str | None = None
     """Folder of a run: predict val again and score it."""
     cams: str | None = None
-    """Folder of maps to score, ID.npy in IRN's or SEAM's format."""
+    """Folder of maps to score: a run's, IRN's or SEAM's ID.npy, or OAA's ID_CLASS.png."""
     masks: str | None = None
     """Folder of masks to score: pseudo labels or predictions, ID.png."""
     split: Literal["train", "train_aug", "val"] = "train"
@@ -53,6 +56,10 @@ class Arguments:
     """Dense CRF preset; maps are refined at their best threshold."""
     ignored_prediction: Literal["background", "ignore"] = "background"
     """How a predicted 255 is counted."""
+    voc_results: str | None = None
+    """With --run: new folder for a submission to PASCAL VOC's server; --test-list is predicted instead of val."""
+    test_list: str = "test"
+    """With --voc-results: list of the test images, a path or a name in ImageSets/Segmentation of the run's data."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,13 +67,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return cli.run(lambda: _command(sys.argv[1:] if arguments is None else arguments))
 
 
+@dataclass(frozen=True)
+class RunArguments(cli.StageArguments):
+    """Predict the validation images of a run again and score them, or predict PASCAL VOC's test images."""
+
+    voc_results: str | None = None
+    """New folder for a submission to PASCAL VOC's server; --test-list is predicted instead of val."""
+    test_list: str = "test"
+    """List of the test images, a path or a name in ImageSets/Segmentation of the run's data."""
+
+
 def _command(arguments: Sequence[str]) -> None:
     if any(item == "--run" or item.startswith("--run=") for item in arguments):
-        _, run = cli.open_stage(cli.StageArguments, "evaluate", arguments)
+        given, run = cli.open_stage(RunArguments, "evaluate", arguments)
+        if given.voc_results is not None:
+            predict_test(run, given.test_list, Path(given.voc_results))
+            return
         cli.run_stage(run, "evaluate", evaluate)
         cli.print_summary(run)
         return
     options = cli.parse(Arguments, Arguments(), arguments, "gwsss-fast evaluate", Arguments.__doc__ or "")
+    if options.voc_results is not None:
+        raise GwsssError("--voc-results needs --run DIR, whose segmenter predicts the test images")
     if (options.cams is None) == (options.masks is None):
         raise GwsssError("gwsss-fast evaluate needs one of --run DIR, --cams DIR and --masks DIR")
     data = open_data(options.data)
@@ -123,21 +145,48 @@ def predict_split(run: Run, split: Split) -> list[np.ndarray] | None:
         run.note(f"evaluate: {scored} of the {len(split)} validation images have masks; only they are scored")
     found = np.zeros((3 if options.crf else 2, classes, classes), np.int64)
     with Reporter("evaluate", len(split), console=run.console) as bar:
-        for batch in read_ahead(split.records, lambda record: read_image(record.image), torch.get_num_threads()):
-            network = every = [probabilities_of(run, model, image) for _, image in batch]
-            if options.crf:
-                every = refine_images(network, [np.asarray(image) for _, image in batch], options.crf)
-            for (record, _), scores, before in zip(batch, every, network, strict=True):
-                prediction = scores.argmax(0).astype(np.uint8)
-                save_mask(run.prediction_file(record), prediction)
-                if record.mask is not None:
-                    target, tags = read_mask(record.mask, classes - 1), np.array([0, *(c + 1 for c in record.labels)])
-                    found[0] += confusion_matrix(prediction, target, classes)
-                    found[1] += confusion_matrix(tags[scores[tags].argmax(0)], target, classes)
-                    if options.crf:
-                        found[2] += confusion_matrix(before.argmax(0).astype(np.uint8), target, classes)
-                bar.advance()
+        for record, before, scores in predict_records(run, model, split.records):
+            prediction = scores.argmax(0).astype(np.uint8)
+            save_mask(run.prediction_file(record), prediction)
+            if record.mask is not None:
+                target, tags = read_mask(record.mask, classes - 1), np.array([0, *(c + 1 for c in record.labels)])
+                found[0] += confusion_matrix(prediction, target, classes)
+                found[1] += confusion_matrix(tags[scores[tags].argmax(0)], target, classes)
+                if options.crf:
+                    found[2] += confusion_matrix(before.argmax(0).astype(np.uint8), target, classes)
+            bar.advance()
     return list(found) if scored else None
+
+
+def predict_records(
+    run: Run, model: DeepLabV2, records: Sequence[Record]
+) -> Iterator[tuple[Record, NDArray[np.float32], NDArray[np.float32]]]:
+    """Each record with the network's probabilities (L + 1, H, W), and these after the CRF where there is to be one."""
+    crf = run.config.evaluate.crf
+    for batch in read_ahead(records, lambda record: read_image(record.image), torch.get_num_threads()):
+        network = every = [probabilities_of(run, model, image) for _, image in batch]
+        if crf:
+            every = refine_images(network, [np.asarray(image) for _, image in batch], crf)
+        for (record, _), before, scores in zip(batch, network, every, strict=True):
+            yield record, before, scores
+
+
+def predict_test(run: Run, test_list: str, output: Path) -> None:
+    """Write FOLDER/results/VOC2012/Segmentation/comp6_test_cls/ID.png of a list without labels, and check it.
+
+    Raises GwsssError when `output` holds anything, or the list or one of its images does not exist.
+    """
+    cli.refuse_existing(output)
+    records = read_test_list(test_list, run.data.root)
+    model = load_segmenter(run.config, run.segmenter_checkpoint, run.data.classes).to(run.device)
+    with Reporter("test", len(records), console=run.console) as bar:
+        for record, _, scores in predict_records(run, model, records):
+            save_mask(output / RESULTS / f"{record.id}.png", scores.argmax(0).astype(np.uint8))
+            bar.advance()
+    faults = check_results(output, records, len(run.data.classes))
+    if faults:
+        raise GwsssError(f"{faults[0]} ({len(faults)} faults in all)")
+    print(f"{len(records)} masks, checked: {output / RESULTS}")
 
 
 def probabilities_of(run: Run, model: DeepLabV2, image: Image.Image) -> NDArray[np.float32]:
@@ -164,10 +213,12 @@ def mask_metrics(confusion: np.ndarray, classes: Sequence[str], policy: str) -> 
 
 def score_maps(split: Split, options: Arguments) -> Table:
     """Threshold sweep of the maps in a folder, and their mIoU after a CRF at the best threshold."""
-    files = _files(split, Path(str(options.cams)), ".npy")
+    read = open_maps(str(options.cams), split.records)
     sweeps = Sweeps(len(split.classes))
-    for record, path in zip(split.records, files, strict=True):
-        sweeps.update(load_maps(path), record)
+    with Reporter("maps", len(split)) as bar:
+        for record in split.records:
+            sweeps.update(read(record), record)
+            bar.advance()
     table = Table("maps", "mIoU %", "best threshold", title=_title(options.cams, split))
     metrics = sweeps.metrics()
     for name, scores in metrics.items():
@@ -175,12 +226,12 @@ def score_maps(split: Split, options: Arguments) -> Table:
     if options.crf:
         threshold, classes = metrics["ensemble"]["best_threshold"], len(split.classes) + 1
         confusion = np.zeros((classes, classes), np.int64)
-        settings, items = PseudoOptions(threshold=threshold), [*zip(split.records, files, strict=True)]
+        settings = PseudoOptions(threshold=threshold)
         with Reporter(f"CRF {options.crf}", len(split)) as bar:
-            for batch in read_ahead(items, _maps_and_image, torch.get_num_threads()):
+            for batch in read_ahead(split.records, partial(_maps_and_image, read), torch.get_num_threads()):
                 inputs = [given for _, given in batch]
                 labels = pseudo_labels(inputs, background="threshold", options=settings, crf=options.crf)
-                for ((record, _), _), label in zip(batch, labels, strict=True):
+                for (record, _), label in zip(batch, labels, strict=True):
                     confusion += confusion_matrix(label, _target(record, classes), classes)
                     bar.advance()
         table.add_row(f"ensemble + CRF {options.crf}", f"{100 * segmentation_scores(confusion).miou:.2f}", "")
@@ -218,9 +269,9 @@ def score_masks(split: Split, options: Arguments) -> Table:
     return table
 
 
-def _maps_and_image(item: tuple[Record, Path]) -> PseudoInput:
-    cams = load_maps(item[1])
-    return PseudoInput(cams.ensemble, cams.keys, None, np.asarray(read_image(item[0].image)), str(item[0].image))
+def _maps_and_image(read: Callable[[Record], CamSet], record: Record) -> PseudoInput:
+    cams = read(record)
+    return PseudoInput(cams.ensemble, cams.keys, None, np.asarray(read_image(record.image)), str(record.image))
 
 
 def _title(folder: str | None, split: Split) -> Text:

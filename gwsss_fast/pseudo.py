@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from gwsss_fast.data.dataset import Record
 from gwsss_fast.data.images import read_image, read_mask, read_saliency
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.evaluation.segmentation import confusion_matrix, coverage, segmentation_scores
-from gwsss_fast.labels.interchange import load_maps
+from gwsss_fast.labels.interchange import load_maps, open_maps
+from gwsss_fast.labels.maps import CamSet
 from gwsss_fast.labels.masks import save_mask
 from gwsss_fast.labels.pseudo import PseudoInput, PseudoOptions, pseudo_labels
 from gwsss_fast.training.logs import Reporter
@@ -41,9 +43,7 @@ def make_pseudo_labels(run: Run, resume: bool = False) -> None:
     Raises GwsssError when maps or saliency maps are missing; what was made before is untouched then.
     """
     split, scoring, classes = run.map_split, run.data.scoring, len(run.data.classes) + 1
-    missing = missing_files([run.map_file(record) for record in split.records])
-    if missing:
-        raise GwsssError(f"maps {missing[0]} do not exist ({len(missing)} of {len(split)}); run stage cam first")
+    read = map_reader(run)
     rule = check_background(run)
     run.begin("pseudo", resume)
     if not resume:
@@ -51,7 +51,8 @@ def make_pseudo_labels(run: Run, resume: bool = False) -> None:
     scored = {record.id for record in scoring.records} if scoring else set()
     confusion, covered = np.zeros((classes, classes), np.int64), []
     with Reporter("pseudo", len(split), console=run.console) as bar:
-        for batch in read_ahead(split.records, lambda record: pseudo_input(run, record, rule), torch.get_num_threads()):
+        prepare = partial(pseudo_input, run, read, rule)
+        for batch in read_ahead(split.records, prepare, torch.get_num_threads()):
             made = iter(run_rules(run, [given for _, given in batch if given is not None], rule))
             for record, given in batch:
                 file = run.pseudo_file(record)
@@ -92,11 +93,22 @@ def check_background(run: Run) -> str:
     return rule
 
 
-def pseudo_input(run: Run, record: Record, rule: str) -> PseudoInput | None:
+def map_reader(run: Run) -> Callable[[Record], CamSet]:
+    """What reads an image's maps, the run's own or another project's. Raises GwsssError when some are missing."""
+    split, folder = run.map_split, run.config.pseudo.maps
+    if folder is not None:
+        return open_maps(folder, split.records)
+    missing = missing_files([run.map_file(record) for record in split.records])
+    if missing:
+        raise GwsssError(f"maps {missing[0]} do not exist ({len(missing)} of {len(split)}); run stage cam first")
+    return lambda record: load_maps(run.map_file(record))
+
+
+def pseudo_input(run: Run, read: Callable[[Record], CamSet], rule: str, record: Record) -> PseudoInput | None:
     """What an image's pseudo label is made from; None where it has been made."""
     if run.pseudo_file(record).is_file():
         return None
-    config, cams = run.config.pseudo, load_maps(run.map_file(record))
+    config, cams = run.config.pseudo, read(record)
     saliency = read_saliency(record.saliency) if rule == "saliency" and record.saliency else None
     image = np.asarray(read_image(record.image)) if config.crf else None
     return PseudoInput(getattr(cams, config.readout), cams.keys, saliency, image, str(record.image))

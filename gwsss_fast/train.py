@@ -52,7 +52,7 @@ def _command(arguments: Sequence[str]) -> None:
     config = options.config
     stored = distributed.broadcast((folder / "config.yaml").is_file())
     run = cli.open_run(folder, config, verify=not stored)
-    stages = STAGES if options.stage == "all" else (options.stage,)
+    stages = wanted_stages(config) if options.stage == "all" else (options.stage,)
 
     def check() -> bool:
         if stored:
@@ -88,6 +88,14 @@ def read_arguments(arguments: Sequence[str]) -> Arguments:
     default = Arguments(config=load_config(base, backbone), preset=base)
     options = cli.parse(Arguments, default, arguments, "gwsss-fast train", Arguments.__doc__ or "")
     return replace(options, config=absolute_paths(check(options.config, "command line")))
+
+
+def wanted_stages(config: Config) -> tuple[str, ...]:
+    """All stages, without those whose results come from elsewhere."""
+    first = "pseudo" if config.pseudo.maps is not None else "classifier"
+    if config.segmenter.pseudo_labels is not None:
+        first = "segmenter"
+    return STAGES[STAGES.index(first) :]
 
 
 def choose_folder(options: Arguments) -> Path:

@@ -22,7 +22,7 @@ from gwsss_fast.ops.dispatch import BACKENDS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUN = ["python -m pip install -e .", "python -m gwsss_fast.train"]
 TEST = ["python -m pip install -e '.[test]'", "python -m pytest"]
 _FENCE = re.compile(r"^```(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -31,7 +31,13 @@ def absolute_paths(config: Config) -> Config:
             saliency=_path(data.saliency, folder=True),
         ),
         model=replace(model, backbone=_function(model.backbone), weights=_path(model.weights)),
-        segmenter=replace(segmenter, body=_function(segmenter.body), weights=_path(segmenter.weights)),
+        pseudo=replace(config.pseudo, maps=_path(config.pseudo.maps, folder=True)),
+        segmenter=replace(
+            segmenter,
+            body=_function(segmenter.body),
+            weights=_path(segmenter.weights),
+            pseudo_labels=_path(segmenter.pseudo_labels, folder=True),
+        ),
     )
 
 

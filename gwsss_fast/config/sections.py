@@ -20,7 +20,7 @@ class DataConfig:
 
     root: Annotated[str, _alias(aliases=["--data"])] = "embedded"
     """Folder of the data set, or `embedded` for the generated one."""
-    layout: Literal["auto", "voc", "folder", "csv", "embedded"] = "auto"
+    layout: Literal["auto", "voc", "coco", "cub", "folder", "csv", "embedded"] = "auto"
     """How the folder is laid out; `auto` looks."""
     classes_file: str | None = None
     """Text file naming the foreground classes, one a line."""
@@ -212,6 +212,8 @@ class CamConfig:
 class PseudoConfig:
     """Pseudo labels from maps."""
 
+    maps: str | None = None
+    """Folder of another project's maps (IRN's or SEAM's ID.npy, OAA's ID_CLASS.png) instead of the run's own."""
     readout: Literal["ensemble", "graph", "initial"] = "ensemble"
     """Which maps to use."""
     background: Literal["auto", "saliency", "threshold", "alpha"] = "auto"
@@ -238,11 +240,13 @@ class PseudoConfig:
 class SegmenterConfig:
     """Stage 2: DeepLab-V2 on the pseudo labels."""
 
+    pseudo_labels: Annotated[str | None, _alias(aliases=["--pseudo-labels"])] = None
+    """Folder of another project's pseudo labels, ID.png, instead of the run's own."""
     body: str | None = None
     """Backbone; None = the classifier's."""
     init: Literal["auto", "classifier", "source"] = "auto"
     """Start from the trained classifier's backbone or from a source of weights; auto = classifier where the body is the
-    classifier's backbone and no other weights are named."""
+    classifier's backbone, no other weights are named, and maps and pseudo labels are the run's own."""
     weights: str = "default"
     """Weights when init is source: `default`, `none` or a file."""
     iterations: int = 20000

@@ -12,14 +12,21 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gwsss_fast.data import folder, voc
+from gwsss_fast.data import coco, cub, folder, voc
 from gwsss_fast.data.dataset import Layout, find_root, open_dataset
 from gwsss_fast.data.images import read_image, read_mask, read_saliency
 from gwsss_fast.data.label_sources import LabelSource, look_up, mask_labels
 from gwsss_fast.data.records import DataSet, MissingFilesError, OnFault, Record, Split
 from gwsss_fast.errors import GwsssError
 
-EXPECTED = {"voc": voc.EXPECTED, "embedded": voc.EXPECTED, "folder": folder.EXPECTED, "csv": folder.EXPECTED}
+EXPECTED = {
+    "voc": voc.EXPECTED,
+    "embedded": voc.EXPECTED,
+    "folder": folder.EXPECTED,
+    "csv": folder.EXPECTED,
+    "coco": coco.EXPECTED,
+    "cub": cub.EXPECTED,
+}
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,8 @@ def check_dataset(
         sources = lambda name, on_fault: files.sources(name, "auto", on_fault)  # noqa: E731
     else:
         data = open_dataset(path, layout=layout, on_fault=met.append, **options)
-        sources = lambda name, _: [_own_labels(data.splits[name], layout)]  # noqa: E731
+        # Labels and masks of COCO are made from the same annotations, and things may hide each other there.
+        sources = lambda name, _: [] if layout == "coco" else [_own_labels(data.splits[name], layout)]  # noqa: E731
     records = _records(data)
     checks = list(check_files(records, len(data.classes), progress))
     in_masks = {record.mask: check.mask_labels for record, check in zip(records, checks, strict=True)}
@@ -223,7 +231,8 @@ def _read(source: LabelSource, split: Split, on_fault: OnFault) -> LabelSource:
 
 def _own_labels(split: Split, layout: str) -> LabelSource:
     labels = {record.id: record.labels for record in split.records}
-    return LabelSource("list", {"folder": "class folders", "csv": "CSV file"}[layout], lambda record: labels[record.id])
+    where = {"folder": "class folders", "csv": "CSV file", "cub": "image_class_labels.txt"}[layout]
+    return LabelSource("list", where, lambda record: labels[record.id])
 
 
 def _count(split: Split) -> SplitCount:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from gwsss_fast.data import folder, voc
+from gwsss_fast.data import coco, cub, folder, voc
 from gwsss_fast.data.records import DataSet, MissingFilesError, OnFault, Record, Split, raise_fault
 from gwsss_fast.errors import GwsssError
 
 __all__ = ["DataSet", "Layout", "MissingFilesError", "Record", "Split", "find_root", "open_dataset"]
 
-Layout = Literal["auto", "voc", "folder", "csv", "embedded"]
+Layout = Literal["auto", "voc", "coco", "cub", "folder", "csv", "embedded"]
 
 
 def open_dataset(
@@ -43,6 +44,10 @@ def open_dataset(
         return voc.VocFolder(root, labels=labels, on_fault=on_fault, **lists, **options).dataset(layout)
     if any(name is not None for name in (train_list, train_aug_list)) or labels != "auto":
         raise GwsssError(f"train_list, train_aug_list and labels are for VOC layout; {root} has the layout {layout}")
+    if layout in ("coco", "cub"):
+        if classes_file is not None or val_list is not None:
+            raise GwsssError(f"classes_file and val_list are not for {root}: layout {layout} has files for both")
+        return (coco.open_coco if layout == "coco" else cub.open_cub)(root, saliency=saliency, on_fault=on_fault)
     if layout == "csv":
         return folder.open_csv(_csv_file(root), on_fault=on_fault, **options)
     return folder.open_folder(root, **options)
@@ -67,13 +72,22 @@ def find_root(root: str | Path, layout: Layout, *, seed: int = 0) -> tuple[Path,
     for below in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
         if layout in ("auto", "voc") and ((below / "JPEGImages").is_dir() or (below / "ImageSets").is_dir()):
             return below, "voc"
+    published: tuple[tuple[Layout, str, Callable[[Path], bool]], ...] = (
+        ("coco", "coco2014", coco.looks_like_coco),
+        ("cub", "CUB_200_2011", cub.looks_like_cub),
+    )
+    for name, usual, fits in published:
+        found = next((path for path in (root, root / usual) if layout in ("auto", name) and fits(path)), None)
+        if found is not None:
+            return found, name
     if layout != "auto":
         return root, layout
     if folder.find_csv(root) is not None:
         return root, "csv"
     if folder.looks_like_folder(root):
         return root, "folder"
-    raise GwsssError(f"{root} has no known layout; expected either {voc.EXPECTED}, or {folder.EXPECTED}")
+    known = "; or ".join(room.EXPECTED for room in (voc, folder, coco, cub))
+    raise GwsssError(f"{root} has no known layout; expected either {known}")
 
 
 def _csv_file(root: Path) -> Path:

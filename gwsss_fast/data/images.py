@@ -8,6 +8,7 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
+from gwsss_fast.data import coco_masks
 from gwsss_fast.errors import GwsssError
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -35,7 +36,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
 
 
 def read_mask(path: str | Path, num_classes: int) -> np.ndarray:
-    """The mask (H, W) uint8 of a palette or grey image, or of an SBD `.mat` file.
+    """The mask (H, W) uint8 of a palette or grey image, of an SBD `.mat` file, or of an image of COCO.
 
     Values: 0 background, 1..num_classes, 255 ignore.
     Raises GwsssError when the file is missing, cannot be decoded, is a colour image or holds any other value.
@@ -43,6 +44,8 @@ def read_mask(path: str | Path, num_classes: int) -> np.ndarray:
     path = Path(path)
     if path.suffix.lower() == ".mat":
         mask = _read_sbd(path)
+    elif path.suffix == coco_masks.SUFFIX:
+        mask = coco_masks.draw_mask(path)
     else:
         image = _load(path, "mask")
         if image.mode not in ("P", "L", "I", "I;16"):

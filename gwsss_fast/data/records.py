@@ -12,6 +12,7 @@ import numpy as np
 
 from gwsss_fast.errors import GwsssError
 
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the image, both corners within
 OnFault = Callable[[GwsssError], None]  # told of a fault that one image or source of labels can be left out for
 
 
@@ -24,7 +25,8 @@ def raise_fault(error: GwsssError) -> None:
 class Record:
     """One image. `labels` are 0-based foreground classes, sorted; `id` is unique and fit for a file name.
 
-    `where` is the list, or CSV file, and the line that first name the image, if any do.
+    `where` is the list, or CSV file, and the line that first name the image, if any do. `boxes` surround the things of
+    the image's labels, where the data set says so itself.
     """
 
     id: str
@@ -33,6 +35,7 @@ class Record:
     saliency: Path | None = None
     labels: tuple[int, ...] = ()
     where: str = ""
+    boxes: tuple[Box, ...] = ()
 
     @contextmanager
     def located(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ The published code finds boxes with OpenCV's contours; here they come from conne
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -66,16 +67,25 @@ def max_box_acc(
     best accuracies at IoU 0.3, 0.5 and 0.7, each at its own tau. tau runs over 0, 0.001, ..., 0.999 unless given.
     Raises GwsssError for maps outside [0, 1] or of another size, and for boxes that do not fit.
     """
+    _check_version(version)
+    taus = THRESHOLDS if thresholds is None else np.asarray(thresholds, dtype=np.float64)
+    return box_accuracy(best_overlaps(maps, sizes, boxes, taus, all_contours=version == 2), taus, version)
+
+
+def box_accuracy(overlaps: NDArray[np.float64], thresholds: NDArray[np.float64], version: int = 1) -> BoxAccuracy:
+    """MaxBoxAcc of overlaps (n, T) from `best_overlaps`: of largest contours for version 1, of all for version 2."""
+    _check_version(version)
+    curves = {iou: (overlaps >= iou).sum(0) * 100.0 / len(overlaps) for iou in IOU_THRESHOLDS[version]}
+    result = BoxAccuracy(np.mean([curve.max() for curve in curves.values()]))
+    result.thresholds, result.curves = thresholds, curves
+    result.best = {iou: float(curve.max()) for iou, curve in curves.items()}
+    result.taus = {iou: float(thresholds[curve.argmax()]) for iou, curve in curves.items()}
+    return result
+
+
+def _check_version(version: int) -> None:
     if version not in IOU_THRESHOLDS:
         raise GwsssError(f"version is {version!r}; use 1 (MaxBoxAcc) or 2 (MaxBoxAccV2)")
-    taus = THRESHOLDS if thresholds is None else np.asarray(thresholds, dtype=np.float64)
-    overlaps = best_overlaps(maps, sizes, boxes, taus, all_contours=version == 2)
-    curves = {iou: 100.0 * (overlaps >= iou).mean(0) for iou in IOU_THRESHOLDS[version]}
-    result = BoxAccuracy(np.mean([curve.max() for curve in curves.values()]))
-    result.thresholds, result.curves = taus, curves
-    result.best = {iou: float(curve.max()) for iou, curve in curves.items()}
-    result.taus = {iou: float(taus[curve.argmax()]) for iou, curve in curves.items()}
-    return result
 
 
 def localization_scores(
@@ -91,15 +101,32 @@ def localization_scores(
     class_right: (n,) whether the predicted class is the true one. tau None: the one with the best Top-1 Loc on these
     very images (say so when reporting); otherwise a tau chosen elsewhere.
     """
-    right = np.asarray(class_right, dtype=bool)
     taus = THRESHOLDS if tau is None else np.array([tau], dtype=np.float64)
-    hits = best_overlaps(maps, sizes, boxes, taus, all_contours=False) > 0.5
+    return top1_scores(best_overlaps(maps, sizes, boxes, taus, all_contours=False), class_right, taus)
+
+
+def top1_scores(
+    overlaps: NDArray[np.float64],
+    class_right: ArrayLike,
+    thresholds: NDArray[np.float64],
+    images: int | None = None,
+) -> LocalizationScores:
+    """The scores of `localization_scores` from overlaps (n, T) of largest contours, at the best of the thresholds.
+
+    Images of several classes have a row for each of them, which is right where it is the predicted class: then pass the
+    number of `images`, of which both Top-1 scores are shares, while GT-known is one of the rows.
+    """
+    right, hits = np.asarray(class_right, dtype=bool), overlaps > 0.5
     if right.shape != hits.shape[:1]:
         raise GwsssError(f"class_right has shape {right.shape}, but there are {len(hits)} maps")
-    top1 = 100.0 * (hits & right[:, None]).mean(0)
+    count = images or len(hits)
+    top1 = 100.0 * (hits & right[:, None]).sum(0) / count
     best = int(top1.argmax())
     return LocalizationScores(
-        float(100.0 * right.mean()), float(top1[best]), float(100.0 * hits[:, best].mean()), float(taus[best])
+        float(100.0 * right.sum() / count),
+        float(top1[best]),
+        float(100.0 * hits[:, best].mean()),
+        float(thresholds[best]),
     )
 
 
@@ -121,12 +148,39 @@ def best_overlaps(
     overlaps = np.empty((len(size_rows), len(thresholds)))
     for index, (size, true) in enumerate(zip(size_rows, boxes, strict=True)):  # type: ignore[arg-type]
         levels = quantised(maps[index], index)  # type: ignore[index]
-        truth = _resized(np.asarray(true, dtype=np.float64).reshape(-1, 4), size, index)
-        # tau * max is cut to a whole grey level, so at most 256 of the thresholds differ
-        cuts, of_cut = np.unique((thresholds * levels.max()).astype(np.int64), return_inverse=True)
-        at_cut = [box_iou(found, truth).max() for found in boxes_above(levels, cuts, all_contours=all_contours)]
-        overlaps[index] = np.array(at_cut)[of_cut]
+        truth = resized(np.asarray(true, dtype=np.float64).reshape(-1, 4), size, index)
+        overlaps[index] = map_overlaps(levels, truth, thresholds, (all_contours,))[0]
     return overlaps
+
+
+def map_overlaps(
+    levels: NDArray[np.uint8],
+    truth: NDArray[np.int64],
+    thresholds: NDArray[np.float64],
+    all_contours: Sequence[bool] = (False, True),
+) -> list[NDArray[np.float64]]:
+    """`best_overlaps` (T,) of one image, one for each entry of `all_contours`.
+
+    levels: its map in grey levels. truth: its true boxes on that map, from `resized`.
+    """
+    # tau * max is cut to a whole grey level, so at most 256 of the thresholds differ
+    cuts, of_cut = np.unique((thresholds * levels.max()).astype(np.int64), return_inverse=True)
+    at_cut = np.empty((len(all_contours), len(cuts)))
+    for column, cut in enumerate(cuts.tolist()):
+        contours = _Contours(levels, cut)
+        for row, every in enumerate(all_contours):
+            at_cut[row, column] = box_iou(contours.every() if every else contours.largest(), truth).max()
+    return list(at_cut[:, of_cut])
+
+
+def grey_levels(activation: ArrayLike) -> NDArray[np.uint8]:
+    """An activation map brought to 0..255 by its minimum and maximum, fractions cut off; a flat or broken one is 0."""
+    values = np.asarray(activation, dtype=np.float64)
+    low, high = values.min(), values.max()
+    if not high > low or not np.isfinite(high - low):  # as published
+        return np.zeros(values.shape, np.uint8)
+    shifted = values - low
+    return (shifted / shifted.max() * 255).astype(np.uint8)
 
 
 def quantised(score_map: ArrayLike, index: int = 0) -> NDArray[np.uint8]:
@@ -147,18 +201,9 @@ def boxes_above(
     x1 and y1 are clipped to the last column and row, and a box 0 0 0 0 stands for an empty mask, as published. With
     all_contours also the boxes of holes' contours, else only the box of the contour with the largest area.
     """
-    height, width = levels.shape
-    for cut in cuts:
-        mask = levels > cut
-        if not mask.any():
-            yield np.zeros((1, 4), dtype=np.int64)
-            continue
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        top, left = rows[0], columns[0]  # work on the occupied part only: most cuts are high and leave little
-        mask = mask[top : rows[-1] + 1, left : columns[-1] + 1]
-        found = _all_contour_boxes(mask) if all_contours else _largest_contour_box(mask)
-        found = found + np.array([left, top, left, top])
-        yield np.minimum(found, [width - 1, height - 1, width - 1, height - 1])
+    for cut in cuts.tolist():
+        contours = _Contours(levels, cut)
+        yield contours.every() if all_contours else contours.largest()
 
 
 def box_iou(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -170,8 +215,9 @@ def box_iou(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.float64]:
     return shared / (areas[0][:, None] + areas[1][None] - shared)
 
 
-def _resized(boxes: NDArray[np.float64], size: NDArray[np.float64], index: int) -> NDArray[np.int64]:
-    """Boxes in original pixels on the 224 x 224 map, fractions cut off."""
+def resized(boxes: NDArray[np.float64], size: ArrayLike, index: int = 0) -> NDArray[np.int64]:
+    """Boxes in pixels of an image of `size` (width, height) on the 224 x 224 map, fractions cut off."""
+    size = np.asarray(size, dtype=np.float64)
     if len(boxes) == 0 or (boxes < 0).any() or (boxes[:, 2:] < boxes[:, :2]).any() or (size <= 0).any():
         raise GwsssError(
             f"image {index}: boxes must be non-empty rows x0 y0 x1 y1 with 0 <= x0 <= x1 and 0 <= y0 <= y1, and the "
@@ -180,18 +226,59 @@ def _resized(boxes: NDArray[np.float64], size: NDArray[np.float64], index: int) 
     return (boxes * MAP_SIZE / np.tile(size, 2)).astype(np.int64)
 
 
-def _background(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
-    """4-connected background regions of the mask with a frame of background around it, and the outer one's label."""
-    regions, _ = ndimage.label(np.pad(~mask, 1, constant_values=True))
-    return regions, int(regions[0, 0])
+class _Contours:
+    """Boxes of the contours of the pixels above `cut`; what both kinds need is computed once."""
+
+    def __init__(self, levels: NDArray[np.uint8], cut: int) -> None:
+        mask = levels > cut
+        self.most = np.array([mask.shape[1] - 1, mask.shape[0] - 1] * 2)
+        self.empty = not mask.any()
+        if not self.empty:  # work on the occupied part only: most cuts are high and leave little
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            self.corner = np.array([columns[0], rows[0]] * 2)
+            self.mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+    @cached_property
+    def components(self) -> tuple[NDArray[np.int32], int]:
+        """8-connected."""
+        return ndimage.label(self.mask, _EIGHT_NEIGHBOURS)
+
+    @cached_property
+    def background(self) -> tuple[NDArray[np.int32], int]:
+        """4-connected, with a frame of background around the mask, whose region is the first."""
+        return ndimage.label(np.pad(~self.mask, 1, constant_values=True))
+
+    def largest(self) -> NDArray[np.int64]:
+        """(1, 4)"""
+        if self.empty:
+            return np.zeros((1, 4), np.int64)
+        components, count = self.components
+        if count > 1 and self.background[1] > 1:
+            filled = (self.background[0] != 1)[
+                1:-1, 1:-1
+            ]  # what lies in a hole vanishes: it is smaller than what holds it
+            components, count = ndimage.label(filled, _EIGHT_NEIGHBOURS)
+        if count == 1:
+            return self._placed(np.array([[0, 0, self.mask.shape[1], self.mask.shape[0]]]))
+        return self._placed(_largest_box(components, count))
+
+    def every(self) -> NDArray[np.int64]:
+        """(m, 4)"""
+        if self.empty:
+            return np.zeros((1, 4), np.int64)
+        boxes = _slices_to_boxes(ndimage.find_objects(self.components[0]))
+        if self.background[1] > 1:
+            # a hole's contour is the ring around it: one pixel further on every side; the frame shifted all by one
+            holes = _slices_to_boxes(ndimage.find_objects(self.background[0])[1:])
+            boxes = np.concatenate([boxes, holes + np.array([-2, -2, 0, 0])])
+        return self._placed(boxes)
+
+    def _placed(self, boxes: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.minimum(boxes + self.corner, self.most)
 
 
-def _largest_contour_box(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    regions, outside = _background(mask)
-    filled = (regions != outside)[1:-1, 1:-1]  # components inside holes vanish: they are smaller than what holds them
-    components, count = ndimage.label(filled, _EIGHT_NEIGHBOURS)
-    if count == 1:
-        return np.array([[0, 0, mask.shape[1], mask.shape[0]]])
+def _largest_box(components: NDArray[np.int32], count: int) -> NDArray[np.int64]:
+    """The box (1, 4) of the component without holes whose outline has the largest area."""
     corners = [components[:-1, :-1], components[1:, :-1], components[:-1, 1:], components[1:, 1:]]
     owner = np.maximum(np.maximum(corners[0], corners[1]), np.maximum(corners[2], corners[3]))
     share = np.array([0, 0, 0, 0.5, 1])[np.add.reduce([corner > 0 for corner in corners], dtype=np.int64)]
@@ -199,17 +286,6 @@ def _largest_contour_box(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     largest = np.flatnonzero(areas == areas.max()) + 1
     last = max(largest, key=lambda label: int((components == label).argmax())) if len(largest) > 1 else largest[0]
     return _slices_to_boxes([ndimage.find_objects(components)[last - 1]])
-
-
-def _all_contour_boxes(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    components, _ = ndimage.label(mask, _EIGHT_NEIGHBOURS)
-    outer = _slices_to_boxes(ndimage.find_objects(components))
-    regions, outside = _background(mask)
-    holes = [place for label, place in enumerate(ndimage.find_objects(regions), 1) if label != outside]
-    if not holes:
-        return outer
-    # a hole's contour is the ring around it: one pixel further on every side; the frame shifted everything by one
-    return np.concatenate([outer, _slices_to_boxes(holes) + np.array([-2, -2, 0, 0])])
 
 
 def _slices_to_boxes(places: Sequence[tuple[slice, ...]]) -> NDArray[np.int64]:

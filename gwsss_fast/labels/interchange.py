@@ -1,40 +1,52 @@
 """Class activation maps in files that other projects read and write.
 
-- IRN and SEAM: `ID.npy`, see `gwsss_fast.data.map_files`. The maps of a run are IRN's dictionary with more entries.
+- A run, IRN and SEAM: `ID.npy`, see `gwsss_fast.data.map_files`.
 - OAA: `ID_CLASS.png`, one grey picture a class, 0..255.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from gwsss_fast.data.images import read_saliency
-from gwsss_fast.data.map_files import read_map_file, strided
+from gwsss_fast.data.images import read_saliency, read_size
+from gwsss_fast.data.map_files import enlarged, read_map_file, strided
+from gwsss_fast.data.records import Record
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.files import atomic_path
 from gwsss_fast.labels.maps import CamSet
 
-LAYOUTS = ("irn", "seam")
+LAYOUTS = ("run", "irn", "seam")
 READOUTS = ("ensemble", "graph", "initial")
 
 
 def save_maps(
-    path: str | Path, cams: CamSet, layout: str = "irn", *, readout: str = "ensemble", high_res: bool = True
+    path: str | Path, cams: CamSet, layout: str = "run", *, readout: str = "ensemble", high_res: bool = True
 ) -> None:
-    """Write OUTPUT/cams/ID.npy: IRN's dictionary with both readouts, or SEAM's of one readout, atomically.
+    """Write ID.npy atomically: a run's own dictionary with both readouts, or IRN's or SEAM's of one readout.
 
-    high_res: IRN's maps at the image's size too; everything else in that dictionary is at stride 4.
+    high_res: a run's maps at the image's size too; everything else in that dictionary is at stride 4. IRN's holds what
+    its own programs write: tensors `keys` and `cam`, and the array `high_res`, in 32-bit floats.
 
     Raises GwsssError for an unknown layout or readout, or when the file cannot be written.
     """
     maps = _readout(cams, readout)
     content: dict[Any, Any]
     if layout == "irn":
+        content = {
+            "keys": torch.from_numpy(cams.keys.astype(np.int64)),
+            "cam": torch.from_numpy(strided(maps)),
+            "high_res": maps.astype(np.float32),
+        }
+    elif layout == "run":
         content = {
             "keys": cams.keys.astype(np.int64),
             "size": np.array(maps.shape[1:], dtype=np.int64),
@@ -50,6 +62,50 @@ def save_maps(
         raise GwsssError(f"layout is {layout!r}; use one of {', '.join(LAYOUTS)}")
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, np.array(content, dtype=object), allow_pickle=True)
+
+
+def open_maps(folder: str | Path, records: Sequence[Record]) -> Callable[[Record], CamSet]:
+    """A reader of the maps in `folder`: `ID.npy` of a run, IRN or SEAM, or OAA's `ID_CLASS.png`.
+
+    OAA writes no picture of a class that it does not find: an image without any has no maps. Its pictures may be of any
+    size. Raises GwsssError when the folder holds no maps of these records, or lacks the `.npy` file of one.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise GwsssError(f"folder of maps {folder} does not exist")
+    files = [entry.name for entry in os.scandir(folder)]
+    dictionaries = {name.removesuffix(".npy") for name in files if name.endswith(".npy")}
+    missing = [record.id for record in records if record.id not in dictionaries]
+    if len(missing) < len(records):
+        if missing:
+            path = folder / f"{missing[0]}.npy"
+            raise GwsssError(f"maps {path} do not exist ({len(missing)} of {len(records)} images)")
+        return lambda record: load_maps(folder / f"{record.id}.npy")
+    pictures = _pictures(folder, files)
+    if not any(record.id in pictures for record in records):
+        first = records[0].id if records else "ID"
+        raise GwsssError(f"{folder} holds no maps of these images, neither {first}.npy nor {first}_CLASS.png")
+    return partial(_oaa_of, pictures)
+
+
+def _oaa_of(pictures: dict[str, dict[int, Path]], record: Record) -> CamSet:
+    with record.located():
+        width, height = read_size(record.image)
+    found = pictures.get(record.id, {})
+    keys = np.array(sorted(found), dtype=np.int64)
+    planes = [enlarged(read_saliency(found[int(key)])[None], (height, width))[0] for key in keys]
+    maps = np.stack(planes) if planes else np.zeros((0, height, width), np.float32)
+    return CamSet(keys, maps, maps, maps)
+
+
+def _pictures(folder: Path, files: Iterable[str]) -> dict[str, dict[int, Path]]:
+    """ID -> class -> path of OAA's pictures."""
+    found: dict[str, dict[int, Path]] = {}
+    for name in files:
+        stem, _, label = name.removesuffix(".png").rpartition("_")
+        if name.endswith(".png") and stem and label.isdecimal():
+            found.setdefault(stem, {})[int(label)] = folder / name
+    return found
 
 
 def load_maps(path: str | Path) -> CamSet:
@@ -80,19 +136,14 @@ def load_oaa(folder: str | Path, name: str) -> CamSet:
 
     Raises GwsssError when there is none, when one cannot be read, or when they differ in size.
     """
-    prefix = f"{name}_"
     folder = Path(folder)
-    found = {
-        int(path.stem[len(prefix) :]): path
-        for path in (folder.iterdir() if folder.is_dir() else ())
-        if path.suffix == ".png" and path.stem.startswith(prefix) and path.stem[len(prefix) :].isdecimal()
-    }
+    found = _pictures(folder, os.listdir(folder) if folder.is_dir() else ()).get(name)
     if not found:
-        raise GwsssError(f"{folder} holds no maps {prefix}CLASS.png")
+        raise GwsssError(f"{folder} holds no maps {name}_CLASS.png")
     keys = np.array(sorted(found), dtype=np.int64)
     planes = [read_saliency(found[int(key)]) for key in keys]
     if len({plane.shape for plane in planes}) > 1:
-        raise GwsssError(f"the maps {prefix}*.png in {folder} differ in size")
+        raise GwsssError(f"the maps {name}_*.png in {folder} differ in size")
     maps = np.stack(planes)
     return CamSet(keys, maps, maps, maps)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -81,6 +81,7 @@ def generate_maps(
     workers: int = 0,
     predicted_labels: bool = False,
     skip: Collection[str] = (),
+    shape: tuple[int, int] | None = None,
 ) -> Iterator[tuple[Record, CamSet]]:
     """Yield every record of `split` once with its maps, in the order in which they are finished.
 
@@ -89,6 +90,7 @@ def generate_maps(
     made for the record's labels, or with `predicted_labels` for the classes whose sigmoid of the final logit (mean
     over scales and flips in the image's first group) exceeds 0.5 and the most likely class. Records whose id is in
     `skip` are not yielded; forward passes that only they would need are left out, and the others stay as they were.
+    The maps have the image's height and width, or `shape`.
 
     The model is in eval mode and without gradients while it runs, and in its former mode between two results. Without
     message passing (steps = 0) initial, graph and ensemble are the same.
@@ -120,7 +122,7 @@ def generate_maps(
             known = None if predicted_labels else np.array(split.records[index].labels, dtype=np.int64)
             pending[index] = _add(pending.get(index), maps, logits, place, known)
             if pending[index].draws == wanted[index]:
-                yield split.records[index], _finish(pending.pop(index), shapes[place])
+                yield split.records[index], _finish(pending.pop(index), shape or shapes[place])
 
 
 def group_maps(
@@ -147,7 +149,15 @@ def group_maps(
     return found
 
 
-def predict_labels(
+def predict_labels(model: nn.Module, split: Split, **options: Any) -> NDArray[np.uint8]:
+    """Multi-hot predicted labels (n, L) of every image by itself, to draw groups where no labels are known.
+
+    The classes whose sigmoid exceeds 0.5, and the most likely one. `options` are those of `predict_logits`.
+    """
+    return _predicted(torch.cat([*predict_logits(model, split, **options)])).numpy().astype(np.uint8)
+
+
+def predict_logits(
     model: nn.Module,
     split: Split,
     *,
@@ -157,22 +167,16 @@ def predict_labels(
     device: torch.device | str = "cpu",
     precision: str = "fp32",
     workers: int = 0,
-) -> NDArray[np.uint8]:
-    """Multi-hot predicted labels (n, L) of every image by itself, to draw groups where no labels are known.
-
-    From the initial readout, which does not depend on the other images: classes whose sigmoid exceeds 0.5, and the
-    most likely one.
-    """
+) -> Iterator[Tensor]:
+    """Logits (b, L) of every image by itself, batch after batch: the initial readout's, which others do not change."""
     _check((1.0,), size, 1, batch, precision)
     order = np.arange(len(split))[:, None]
     batches = [order[start : start + batch] for start in range(0, len(order), batch)]
-    rows = []
     for images, _ in _load(split.records, batches, _transforms(size, (1.0,)), workers):
         with torch.inference_mode(), evaluating(model), autocast(torch.device(device), precision):
             views = [images[0], images[0].flip(-1)] if flip else [images[0]]
             logits = torch.stack([model(view.to(device)).initial_logits.float() for view in views]).mean(0)
-        rows.append(_predicted(logits[:, 0].cpu()))
-    return torch.cat(rows).numpy().astype(np.uint8)
+        yield logits[:, 0].cpu()
 
 
 def _run(model: nn.Module, inputs: Sequence[Tensor], flip: bool, precision: str) -> tuple[_Readouts, Tensor]:

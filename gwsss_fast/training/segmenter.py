@@ -35,10 +35,7 @@ def train_segmenter(run: Run, split: Split, resume: bool = False) -> str:
     resume: as for the classifier. Raises GwsssError when pseudo labels are missing or options do not fit.
     """
     config, options = run.config, run.config.segmenter
-    masks = {record.id: run.pseudo_file(record) for record in split.records}
-    missing = missing_files(list(masks.values()))
-    if missing:
-        raise GwsssError(f"pseudo label {missing[0]} does not exist ({len(missing)} of {len(masks)}); run stage pseudo")
+    masks = label_files(run, split)
     torch.manual_seed(config.seed + 1)
     model = build_segmenter(run)
     source = model.initialised_from
@@ -88,6 +85,20 @@ def pixels_of_batch(share: Share, size: torch.Size) -> Tensor:
     return (distributed.add(own) / distributed.size()).float()
 
 
+def label_files(run: Run, split: Split) -> dict[str, Path]:
+    """The pseudo label of each image, the run's own or another project's. Raises GwsssError when one is missing."""
+    folder = run.config.segmenter.pseudo_labels
+    if folder is None:
+        masks, advice = {record.id: run.pseudo_file(record) for record in split.records}, "run stage pseudo"
+    else:
+        masks = {record.id: Path(folder) / f"{record.id}.png" for record in split.records}
+        advice = "--pseudo-labels names a folder of ID.png for every training image"
+    missing = missing_files(list(masks.values()))
+    if missing:
+        raise GwsssError(f"pseudo label {missing[0]} does not exist ({len(missing)} of {len(masks)}); {advice}")
+    return masks
+
+
 def body_name(config: Config) -> str:
     """The segmenter's backbone: its own option, else the classifier's."""
     return config.segmenter.body or config.model.backbone
@@ -104,7 +115,9 @@ def initial_weights(config: Config) -> str | None:
             f"segmenter.init classifier needs the classifier's backbone {trained} as its body, not {name}; set "
             "segmenter.init source"
         )
-    if options.init == "classifier" or (options.init == "auto" and name == trained and options.weights == "default"):
+    own = options.pseudo_labels is None and config.pseudo.maps is None
+    same = name == trained and options.weights == "default"
+    if options.init == "classifier" or (options.init == "auto" and same and own):
         return None
     if options.weights == "default" and name == trained:
         return config.model.weights  # the same source as the classifier's

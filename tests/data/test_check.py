@@ -207,7 +207,7 @@ def test_all_missing_files_are_listed(voc, capsys):
         (["{}/nowhere"], "nowhere does not exist"),
         (["{}", "--layout", "csv"], "holds no train.csv"),
         (["{}", "--labels", "guess"], "unknown source of labels 'guess'"),
-        (["{}", "--layout", "coco"], "layout"),
+        (["{}", "--layout", "imagenet"], "layout"),
         (["{}", "--val-list", "nowhere.txt"], "image list nowhere.txt does not exist"),
         ([], "missing: Folder of the data set"),
     ],
