@@ -37,12 +37,16 @@ VERSIONS = {
     "auto bfloat16": (False, torch.bfloat16),
 }
 """Whether the equations run in plain PyTorch, and the dtype of autocast."""
+COMPILED = "compiled float32"
 
 
 def classifier_step(
-    eager: bool, dtype: torch.dtype, backbone: str = "vgg16", size: int = 224
+    eager: bool, dtype: torch.dtype, backbone: str = "vgg16", size: int = 224, compiled: bool = False
 ) -> Callable[[], list[Tensor]]:
-    """Loss and gradients of a step; every draw of graph dropout takes the importance map, so that all do the same."""
+    """Loss and gradients of a step; every draw of graph dropout takes the importance map, so that all do the same.
+
+    compiled: model and loss by torch.compile.
+    """
     torch.manual_seed(0)
     body = build_backbone(backbone, "none")
     gnn = GroupGNN(512, 20, drop_rate=group_step.DROP_RATE, graph_gradient="full")
@@ -51,10 +55,15 @@ def classifier_step(
     model, images = GroupClassifier(body, gnn).to(wide).train(), images.to(wide)
     mixed = dtype == torch.bfloat16
 
+    def forward() -> Tensor:
+        return group_loss(model(images), labels)
+
+    measured = torch.compile(forward) if compiled else forward
+
     def run() -> list[Tensor]:
         with group_step.functions(group_step.EAGER) if eager else nullcontext():
             with torch.autocast("cpu", dtype=torch.bfloat16) if mixed else nullcontext():
-                loss = group_loss(model(images), labels)
+                loss = measured()
             # What the loss hangs on least indirectly and most: the graph's readout and the first convolution.
             inputs = [*model.gnn.parameters(), next(model.backbone.parameters())]
             return [loss.detach(), *torch.autograd.grad(loss, inputs)]
@@ -81,9 +90,9 @@ def segmenter(eager: bool, dtype: torch.dtype, body: str = "resnet101", size: in
 
 
 def measure(
-    name: str, build: Callable[..., Callable[[], list[Tensor]]], rounds: int, **options: object
+    name: str, build: Callable[..., Callable[[], list[Tensor]]], rounds: int, compiled: bool = False, **options: object
 ) -> list[Record]:
-    """Lines of one model. One that is wrong has no time but a reason."""
+    """Lines of one model. One that is wrong has no time but a reason. compiled: also the equations by torch.compile."""
     with ops.backend("reference"):
         exact = build(False, torch.float64, **options)()
     calls, lines = {}, []
@@ -95,8 +104,13 @@ def measure(
             lines.append({"operation": name, "version": version, "ours": not eager, "reason": f"wrong: {failures[0]}"})
         else:
             calls[version] = [function]
+    if compiled:
+        calls[COMPILED] = [build(True, torch.float32, compiled=True, **options)]
+        calls[COMPILED][0]()  # compiles
     times = interleave(calls, wall_clock, rounds)
-    return lines + [{**line, "ours": line["version"] != FIRST} for line in timed_lines({"operation": name}, times)]
+    return lines + [
+        {**line, "ours": line["version"] not in (FIRST, COMPILED)} for line in timed_lines({"operation": name}, times)
+    ]
 
 
 def memory(version: str, size: Size = MANY) -> float:
@@ -119,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder to which cpu.jsonl is appended")
     options = parser.parse_args(arguments)
     console, load = Console(), os.getloadavg()[0]
-    lines = measure("classifier step, VGG16, 4 x 224", classifier_step, options.rounds)
+    lines = measure("classifier step, VGG16, 4 x 224", classifier_step, options.rounds, compiled=True)
     lines += measure("DeepLab-V2 ResNet-101, 321", segmenter, options.rounds)
     needed = {version: memory(version) for version in VERSIONS}
     lines += [{"operation": "GroupGNN step, N=3136, memory", "version": x, "mib": mib} for x, mib in needed.items()]

@@ -155,7 +155,8 @@ class Trainer:
             self.options.profile,
             None if self.options.compile else self.model,
             self.device,
-            self.logs / f"{self.name}.trace.json",
+            self.logs,
+            self.name,
         )
         while self.step < self.total:
             with profile.phase("data"):

@@ -20,15 +20,17 @@ ORDER = ("data", "backbone", "graph", "head", "loss", "backward", "optimiser")
 
 
 class Profile:
-    """Times the phases of `steps` training steps, waiting for the device at each change; then tells and writes a trace.
+    """Times the phases of `steps` training steps, waiting for the device at each change; then tells, and writes them
+    into NAME.profile.json (seconds a step) and a trace of one step into NAME.trace.json.
 
     model: its backbone, graph and head are measured on their own, "loss" is the rest of the forward pass; None, as for
     a compiled one, leaves the forward pass whole. With 0 steps all of it does nothing.
     """
 
-    def __init__(self, steps: int, model: nn.Module | None, device: torch.device, trace: Path) -> None:
+    def __init__(self, steps: int, model: nn.Module | None, device: torch.device, folder: Path, name: str) -> None:
         self.steps = steps if distributed.is_main() else 0
-        self.device, self.trace = device, trace
+        self.device = device
+        self.trace, self.summary = folder / f"{name}.trace.json", folder / f"{name}.profile.json"
         self.seconds: dict[str, float] = defaultdict(float)
         self.done, self.handles = 0, []
         self.stack: list[tuple[str, float]] = []
@@ -68,6 +70,9 @@ class Profile:
             self._write_trace()
             self.seconds.clear()
         elif self.done == WARM_UP + 1 + self.steps:
+            files.write_json(
+                self.summary, {name: self.seconds[name] / self.steps for name in ORDER if name in self.seconds}
+            )
             for line in table(dict(self.seconds), self.steps):
                 tell(line)
             tell(f"trace of one step: {self.trace}")

@@ -21,7 +21,7 @@ class Clock:
 def test_inner_phases_are_taken_from_outer_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr("time.perf_counter", clock)
-    profile = Profile(1, None, torch.device("cpu"), tmp_path / "trace.json")
+    profile = Profile(1, None, torch.device("cpu"), tmp_path, "x")
     with profile.phase("loss"):
         clock.now += 1
         with profile.phase("graph"):
@@ -47,5 +47,7 @@ def test_a_training_tells_its_phases_once(shared_voc: Path, tmp_path: Path, caps
     numbers = [float(line.split()[1]) for line in lines[start + 1 : start + 8]]
     assert all(number > 0 for number in numbers)
     assert sum(numbers[:-1]) == pytest.approx(numbers[-1], abs=0.4)  # each is rounded to 0.1
+    stored = json.loads((tmp_path / "run/logs/classifier.profile.json").read_text())
+    assert [1000 * seconds for seconds in stored.values()] == pytest.approx(numbers[:-1], abs=0.06)
     trace = json.loads((tmp_path / "run/logs/classifier.trace.json").read_text())
     assert any("gwsss_fast::" in str(event.get("name")) for event in trace["traceEvents"])
