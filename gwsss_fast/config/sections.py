@@ -111,6 +111,8 @@ class TrainingConfig:
     divides further by itself."""
     compile: Annotated[bool, _alias(aliases=["--compile"])] = False
     """torch.compile network and loss."""
+    cuda_graphs: bool = False
+    """On a GPU: replay the graph network as a CUDA graph (torch.compile, reduce-overhead)."""
     optimizer: Literal["auto", "torch", "fused", "apex"] = "auto"
     """SGD: PyTorch's, its fused kernel, or NVIDIA apex's; auto = apex's or fused on a GPU, else torch."""
     sync_batch_norm: bool = True

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gwsss_fast import distributed
 from gwsss_fast.config import TrainingConfig
 from gwsss_fast.errors import GwsssError
+from gwsss_fast.GroupGNN import GroupGNN
 from gwsss_fast.models.precision import autocast
 from gwsss_fast.models.synced_batch_norm import synchronise_batch_norm
 from gwsss_fast.training.checkpoints import (
@@ -255,6 +256,12 @@ class Trainer:
         if distributed.size() > 1 and self.options.sync_batch_norm:
             synchronise_batch_norm(self.model)
         self.network = self.model
+        if self.options.cuda_graphs:
+            if self.device.type != "cuda":
+                raise GwsssError("training.cuda_graphs needs a GPU; leave it out, or use --compile")
+            for module in self.model.modules():
+                if isinstance(module, GroupGNN):
+                    module.compile(fullgraph=True, mode="reduce-overhead")  # in place: its parameters keep their names
         if self.options.compile:
             self.network = torch.compile(self.model, fullgraph=True)  # type: ignore[assignment]
         if distributed.size() > 1:

@@ -7,7 +7,7 @@ import torch
 
 from gwsss_fast.training import classifier, segmenter
 from gwsss_fast.training.checkpoints import load_checkpoint
-from tests.command_line import run_train
+from tests.command_line import fails, run_train
 
 compiled = torch.compile
 
@@ -42,6 +42,11 @@ def test_a_compiled_training_is_the_same(
     for name, value in after.items():
         torch.testing.assert_close(value, before[name], rtol=1e-4, atol=1e-5, msg=name)
     torch._dynamo.reset()
+
+
+def test_cuda_graphs_want_a_gpu(shared_voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--training.cuda-graphs", "true", "--device", "cpu", "--stage", "classifier")
+    fails(capsys, run_train(shared_voc, tmp_path / "run", *options), "training.cuda_graphs needs a GPU")
 
 
 assert classifier.torch is segmenter.torch  # both take `compile` from the module that is patched
