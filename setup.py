@@ -63,7 +63,7 @@ packages = [*find_packages(include=["gwsss_fast", "gwsss_fast.*"]), "gwsss_fast.
 setup(
     packages=packages,
     package_dir={"gwsss_fast": "gwsss_fast", "gwsss_fast.kernels": "kernels"},
-    package_data={"gwsss_fast": ["presets/**/*.yaml", "report/templates/*", "launch/tuned/*.json", "py.typed"]},
+    package_data={"gwsss_fast": ["presets/**/*.yaml", "*/templates/*", "launch/tuned/*.json", "py.typed"]},
     cmdclass={"build_py": BuildPackage, "bdist_wheel": BuildWheel},
     distclass=Package,
 )

@@ -36,6 +36,7 @@ VERBS = {
     "evaluate": "evaluate",
     "predict": "predict",
     "localize": "localize",
+    "serve": "serve",
     "report": "report_run",
     "check-data": "check_data",
     "doctor": "doctor",

@@ -33,10 +33,11 @@ COMMANDS = {
     "report_run",
     "check_data",
     "doctor",
+    "serve",
 }
 BELOW_MODELS = FLOOR | JOB | {"ops"} | MODULE
 BELOW_PIPELINE = BELOW_MODELS | {"models", "data", "evaluation", "config"}
-BELOW_COMMANDS = BELOW_PIPELINE | PIPELINE | {"inference"}
+BELOW_COMMANDS = BELOW_PIPELINE | PIPELINE | {"inference", "serving"}
 
 # room -> rooms of the package it may import, besides itself. A room is a folder or a file directly in the package.
 ALLOWED: dict[str, set[str]] = {
@@ -59,6 +60,7 @@ ALLOWED: dict[str, set[str]] = {
     "presets": set(),
     **{room: BELOW_PIPELINE for room in PIPELINE},
     "inference": BELOW_PIPELINE | PIPELINE,
+    "serving": BELOW_PIPELINE | PIPELINE | {"inference"},
     # Commands may import everything below, and each other (`train` runs the later stages).
     **{room: BELOW_COMMANDS | COMMANDS for room in COMMANDS},
     "doctor": BELOW_COMMANDS | COMMANDS | {"native"},  # it shows what was built, and builds it on request

@@ -14,7 +14,8 @@ LEFT_OUT = (".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "tests",
 # Used where they are installed; the package must import without any of them.
 OPTIONAL = (
     *("triton", "timm", "pycocotools", "apex", "onnx", "onnxscript", "onnxruntime", "torch_tensorrt", "tensorrt"),
-    *("tensorrt_rtx", "pydensecrf", "sklearn", "hypothesis", "pytest", "cv2"),
+    *("tensorrt_rtx", "pydensecrf", "sklearn", "hypothesis", "pytest", "cv2", "fastapi", "uvicorn"),
+    "python_multipart",
 )
 IMPORTS = (
     "import gwsss_fast.GroupGNN\nassert gwsss_fast.GroupGNN(in_channels=512, num_classes=20).num_classes == 20",
@@ -77,14 +78,14 @@ def test_the_wheel_holds_every_file_of_the_package(unpacked: Path) -> None:
     code = {path for path in (ROOT / "gwsss_fast").rglob("*.py")}
     data = {
         path
-        for pattern in ("presets/**/*.yaml", "report/templates/*", "launch/tuned/*.json")
+        for pattern in ("presets/**/*.yaml", "*/templates/*", "launch/tuned/*.json")
         for path in (ROOT / "gwsss_fast").glob(pattern)
     }
     expected = {path.relative_to(ROOT) for path in (*code, *data)} | {Path("gwsss_fast/py.typed")}
     native = [ROOT / "CMakeLists.txt", *(path for path in (ROOT / "csrc").rglob("*") if path.is_file())]
     beside = [*(ROOT / "kernels").rglob("*.py"), *native]  # lie beside the package, and are installed inside it
     expected |= {Path("gwsss_fast") / path.relative_to(ROOT) for path in beside}
-    assert {"paper.yaml", "report.html", "attention.js"} <= {path.name for path in expected}
+    assert {"paper.yaml", "report.html", "attention.js", "page.html", "page.js"} <= {path.name for path in expected}
     assert Path("gwsss_fast/kernels/__init__.py") in expected
     packed = {path.relative_to(unpacked) for path in (unpacked / "gwsss_fast").rglob("*") if path.is_file()}
     assert packed == expected
@@ -98,7 +99,7 @@ def test_the_wheel_says_what_it_needs_and_brings(unpacked: Path) -> None:
     (info,) = unpacked.glob("*.dist-info")
     metadata = (info / "METADATA").read_text(encoding="utf-8")
     extras = {line.split(": ")[1] for line in metadata.splitlines() if line.startswith("Provides-Extra: ")}
-    assert {"coco", "export", "tensorrt", "tensorrt-rtx", "timm", "test"} <= extras
+    assert {"coco", "export", "tensorrt", "serve", "tensorrt-rtx", "timm", "test"} <= extras
     assert "Requires-Dist: torch<2.15,>=2.11" in metadata
     assert (ROOT / "README.md").read_text(encoding="utf-8") in metadata
     assert "gwsss-fast = gwsss_fast.cli:main" in (info / "entry_points.txt").read_text()

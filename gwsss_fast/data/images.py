@@ -20,8 +20,12 @@ def read_image(path: str | Path) -> Image.Image:
 
     Raises GwsssError when the file is missing or cannot be decoded.
     """
-    image = _load(path, "image")
-    if image.mode.startswith("I"):  # 16 bits of grey; convert would clip them at 255
+    return as_rgb(_load(path, "image"))
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """A decoded image of any mode as RGB; 16 bits of grey become the upper 8 of them."""
+    if image.mode.startswith("I"):  # convert would clip at 255
         image = Image.fromarray((np.asarray(image, np.float32) / 257).round().clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
 

@@ -1,0 +1,1 @@
+"""The web page and HTTP endpoint: limits, one computing thread behind a bounded queue, answers, and the page."""
