@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,8 @@ def test_top_1_by_hand(tmp_path: Path) -> None:
     assert scores.class_right.tolist() == [True, True, False, True, False]
     scores = score_targets(targets, [1, 1, 0, 1], maps, tau=0.5)
     assert scores.top1 == (50, 25, 60, 0.5)  # image 2 is right by a class that is missed
+    both = [replace(target, record=replace(target.record, labels=(0, 1))) for target in targets[:2]]
+    assert score_targets(both, [1, 0], maps[:2], tau=0.5).top1 == (100, 0, 50, 0.5)  # class 1 has no box of its own
 
 
 class Marked(torch.nn.Module):

@@ -12,6 +12,8 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,32 +77,52 @@ def open_coco(root: Path, *, saliency: str | Path | None = None, on_fault: OnFau
 def open_index(annotations: Path, cache: Path | None = None) -> StoredIndex:
     """The index of an annotation file, read from the cache where it is there.
 
-    It is built in a temporary folder that is renamed at the end; two processes may build it at once. Raises GwsssError
-    when the file is malformed or the cache cannot be written.
+    It is built in a temporary folder that is renamed at the end; other processes wait for it. Raises GwsssError when
+    the file is malformed or the cache cannot be written.
     """
     path, facts = annotations.resolve(), annotations.stat()
     cache = (cache_folder() if cache is None else cache) / "coco"
     stem = f"{annotations.stem}-{_digest(str(path))}"
     folder = cache / f"{stem}-{_digest(f'{VERSION} {facts.st_size} {facts.st_mtime_ns}')}"
     if not (folder / INDEX).is_file():
-        print(f"reading {annotations}; this is done once", file=sys.stderr)
-        content = _read(annotations)
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=f".{stem}.", dir=cache) as temporary:
-                built = Path(temporary) / "index"
-                built.mkdir()
-                _write(content, built, annotations)
-                _publish(built, folder)
+            with _alone(cache / f".{stem}.lock"):
+                if not (folder / INDEX).is_file():
+                    _build(annotations, folder, stem)
         except OSError as error:
             raise GwsssError(
                 f"cannot write the index of {annotations} to {cache}: {error.strerror or error}; free space or set "
                 "GWSSS_CACHE"
             ) from error
-        for old in cache.glob(f"{stem}-*"):
-            if old != folder:
-                shutil.rmtree(old, ignore_errors=True)
     return stored_index(folder)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process at a time: a file of hundreds of megabytes takes gigabytes while it is read."""
+    try:
+        import fcntl
+    except ImportError:  # not on this system; then two processes may do the same work
+        yield
+        return
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _build(annotations: Path, folder: Path, stem: str) -> None:
+    """Make the index and remove older ones of the same file."""
+    print(f"reading {annotations}; this is done once", file=sys.stderr)
+    content = _read(annotations)
+    with tempfile.TemporaryDirectory(prefix=f".{stem}.", dir=folder.parent) as temporary:
+        built = Path(temporary) / "index"
+        built.mkdir()
+        _write(content, built, annotations)
+        _publish(built, folder)
+    for old in folder.parent.glob(f"{stem}-*"):
+        if old != folder:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _publish(built: Path, folder: Path) -> None:

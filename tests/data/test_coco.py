@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -97,18 +99,26 @@ def test_the_annotations_are_read_once_and_again_when_they_change(root, monkeypa
     os.utime(path, ns=(1, 1))
     changed = open_dataset(root)
     assert set(np.unique(read_mask(changed.training.records[0].mask, 80))) == {0, 80, 255}
-    folders = [entry.name for entry in os.scandir(coco.cache_folder() / "coco")]
-    assert len(folders) == 2  # the old index is gone, and nothing temporary is left
+    left = [entry.name for entry in os.scandir(coco.cache_folder() / "coco") if not entry.name.endswith(".lock")]
+    assert len(left) == 2  # the old index is gone, and nothing temporary is left
     coco_masks.stored_index.cache_clear()
     with pytest.raises(GwsssError, match="no complete index"):
         read_mask(first.mask, 80)
+
+
+def test_of_several_at_once_one_reads_the_annotations(root, capsys):
+    """Locks of files hold between threads too, where each opens the file for itself."""
+    with ThreadPoolExecutor(3) as pool:
+        counts = list(pool.map(lambda _: len(coco.open_coco(root).training), range(3)))
+    assert counts == [7, 7, 7]
+    assert capsys.readouterr().err.count("done once") == 2  # train and val
 
 
 def test_a_failure_leaves_no_index(root, monkeypatch):
     monkeypatch.setattr(coco.np, "savez", lambda *a, **b: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(GwsssError, match="No space left"):
         open_dataset(root)
-    assert not list((coco.cache_folder() / "coco").iterdir())
+    assert [path.suffix for path in (coco.cache_folder() / "coco").iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize(
@@ -144,6 +154,6 @@ def test_a_broken_outline_names_the_image(root):
 
 
 def test_without_pycocotools_one_message_says_what_to_install(root, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pycocotools", None)
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
     with pytest.raises(GwsssError, match=r"pip install 'gwsss-fast\[coco\]'"):
         open_dataset(root)
