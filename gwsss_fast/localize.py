@@ -18,7 +18,7 @@ from rich.table import Table
 
 from gwsss_fast import cli, files
 from gwsss_fast.config import Config, DataConfig, absolute_paths, read_config
-from gwsss_fast.data.boxes import clipped, read_box_file, true_boxes
+from gwsss_fast.data.boxes import clipped, read_box_file, read_class_file, true_boxes
 from gwsss_fast.data.dataset import DataSet, Record, Split
 from gwsss_fast.data.images import read_size
 from gwsss_fast.errors import GwsssError
@@ -48,6 +48,8 @@ class Arguments:
     classifier: str | None = None
     """Stand-alone classifier, a run's folder or a checkpoint (train it with --steps 0): its predicted class finds the
     partners of a test image. None: the group classifier's own readout before the first message."""
+    predictions: str | None = None
+    """Instead of --classifier: CSV file of `id,class`, the predicted classes of any other network."""
     boxes: str | None = None
     """Box file, CSV of `id,x0,y0,x1,y1[,class]`. None: the data set's own boxes, else those of its masks."""
     split: Literal["val", "train", "train_aug"] = "val"
@@ -104,7 +106,10 @@ class Classifier:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a localisation needs, checked. classifier: the stand-alone one, or None."""
+    """Everything a localisation needs, checked.
+
+    classifier: the stand-alone one, or None. predicted: the class of each image where a file gives them.
+    """
 
     arguments: Arguments
     output: Path
@@ -113,6 +118,7 @@ class Job:
     targets: tuple[Target, ...]
     group: Classifier
     classifier: Classifier | None
+    predicted: list[int] | None
     device: torch.device
 
     def map_files(self, record: Record, predicted: int) -> dict[int, Path]:
@@ -143,6 +149,8 @@ def read_arguments(arguments: Sequence[str]) -> Arguments:
     options = cli.parse(Arguments, default, arguments, "gwsss-fast localize", Arguments.__doc__ or "")
     if not options.scales or min(options.scales) <= 0 or options.rounds < 1 or options.overlays < 0:
         raise GwsssError("--scales must be above 0, --rounds at least 1 and --overlays at least 0")
+    if options.classifier is not None and options.predictions is not None:
+        raise GwsssError("--classifier and --predictions both say which classes are predicted; give one")
     if options.tau is not None and not 0 <= options.tau < 1:
         raise GwsssError(f"--tau {options.tau} must be at least 0 and below 1")
     if options.output is None and options.run is None:
@@ -175,15 +183,16 @@ def open_job(arguments: Arguments) -> Job:
     group = _load(*_source(arguments.run, arguments.checkpoint), data, device)
     alone = None
     if arguments.classifier is not None:
-        given = arguments.classifier
-        found = _source(given, None) if Path(given).is_dir() else _source(None, given)
+        name = arguments.classifier
+        found = _source(name, None) if Path(name).is_dir() else _source(None, name)
         alone = _load(*found, data, device)
     split = data.splits.get(arguments.split)
     if split is None:
         raise GwsssError(f"{data.root} has no split {arguments.split}; it has {', '.join(data.splits)}")
     targets = find_targets(data, split, arguments.boxes)
     chosen = replace(split, records=tuple(target.record for target in targets))
-    return Job(arguments, output, data, chosen, targets, group, alone, device)
+    given = None if arguments.predictions is None else read_class_file(arguments.predictions, data, chosen.records)
+    return Job(arguments, output, data, chosen, targets, group, alone, given, device)
 
 
 def _load(config: Config, checkpoint: Path, data: DataSet, device: torch.device) -> Classifier:
@@ -247,7 +256,7 @@ def check_settings(job: Job) -> None:
     settings = {
         "maps": {**asdict(job.group.options(job.arguments)), "workers": None},
         "classifier": _digest(job.group.path),
-        "partners": "own" if job.classifier is None else _digest(job.classifier.path),
+        "partners": job.predicted or ("own" if job.classifier is None else _digest(job.classifier.path)),
         "images": [[record.id, *record.labels] for record in job.split.records],
     }
     settings["images"] = hashlib.sha256(json.dumps(settings["images"]).encode()).hexdigest()
@@ -266,6 +275,8 @@ def check_settings(job: Job) -> None:
 def predict_classes(job: Job) -> list[int]:
     """The predicted class of each image, kept in classes.json."""
     path, names = job.output / CLASSES, job.data.classes
+    if job.predicted is not None:
+        return job.predicted
     if path.is_file():
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
@@ -321,8 +332,15 @@ def metrics_of(scores: TargetScores, job: Job) -> dict[str, Any]:
         },
         "readout": job.arguments.readout,
         "classifier": str(job.group.path),
-        "partners_by": str(job.classifier.path) if job.classifier else "the classifier's own intermediate readout",
+        "partners_by": partners_by(job),
     }
+
+
+def partners_by(job: Job) -> str:
+    """Where the predicted classes come from."""
+    if job.arguments.predictions is not None:
+        return job.arguments.predictions
+    return str(job.classifier.path) if job.classifier else "the classifier's own intermediate readout"
 
 
 def summary(metrics: dict[str, Any]) -> Table:

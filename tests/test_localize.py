@@ -148,7 +148,9 @@ def test_the_group_of_an_image_has_its_predicted_class_whatever_its_labels(tmp_p
             assert (levels.shape, levels.dtype, levels.min(), levels.max()) == ((224, 224), np.uint8, 0, 255)
 
 
-def test_a_stand_alone_classifier_chooses_the_partners(finished: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_stand_alone_classifier_chooses_the_partners(
+    finished: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data, run = finished
     assert run_train(data, tmp_path / "plain", "--stage", "classifier", "--steps", "0", "--max-steps", "1") == 0
     alone = ["--classifier", str(tmp_path / "plain"), "--overlays", "0"]
@@ -160,6 +162,19 @@ def test_a_stand_alone_classifier_chooses_the_partners(finished: tuple[Path, Pat
     assert localize.main(single) == 0
     assert stored(tmp_path / "single", "classes.json") == stored(tmp_path / "out", "classes.json")
     assert not (tmp_path / "out" / "overlays").exists()
+    classes = stored(tmp_path / "out", "classes.json")
+    lines = "".join(f"{name}.jpg,{label}\n" for name, label in classes.items())
+    (tmp_path / "classes.csv").write_text(f"id,class\n{lines}")
+    given = ["--run", str(run), "--predictions", str(tmp_path / "classes.csv"), "--overlays", "0"]
+    assert localize.main([*given, "--output", str(tmp_path / "given")]) == 0
+    assert (tmp_path / "given" / "boxes.json").read_bytes() == (tmp_path / "out" / "boxes.json").read_bytes()
+    (tmp_path / "classes.csv").write_text(lines.replace(",", ",no "))
+    fails(capsys, localize.main([*given, "--output", str(tmp_path / "x")]), "line 1: expected `id,class`")
+    (tmp_path / "classes.csv").write_text("")
+    fails(
+        capsys, localize.main([*given, "--output", str(tmp_path / "x")]), "gives no class of val_00001 (3 of 3 images)"
+    )
+    fails(capsys, localize.main([*given, *alone, "--output", str(tmp_path / "x")]), "--classifier and --predictions")
 
 
 def test_an_interrupted_localisation_goes_on(
@@ -195,7 +210,9 @@ def test_an_interrupted_localisation_goes_on(
         fails(capsys, localize.main([*options, *broken, "--resume", *changed]), "another setting of maps", "--output")
 
 
-def test_cub_gives_its_own_boxes(tmp_path: Path) -> None:
+def test_cub_gives_its_own_boxes_and_any_folder_a_file_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = make_cub(tmp_path / "data")
     run = tmp_path / "run"
     assert run_train(data, run, "--stage", "classifier", "--max-steps", "1", "--group-size", "2") == 0
@@ -203,6 +220,16 @@ def test_cub_gives_its_own_boxes(tmp_path: Path) -> None:
     entry = stored(run / "localization", "boxes.json")["images"][0]
     assert entry["objects"][0]["true"] == [[26, 3, 45, 22]]
     assert len(entry["objects"]) == 1
+    # Its images alone are a folder of classes, for which a box file is needed.
+    folder, boxes = data / "CUB_200_2011" / "images", tmp_path / "boxes.csv"
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.jpg"))
+    boxes.write_text("".join(f"{file},5,6,30,31\n" for file in files[:-1]))
+    options = ["--run", str(run), "--data", str(folder), "--split", "train_aug", "--boxes", str(boxes)]
+    assert localize.main([*options, "--output", str(tmp_path / "out"), "--overlays", "2"]) == 0
+    assert "15 of the 16 images" in capsys.readouterr().err
+    metrics = stored(tmp_path / "out")
+    assert (metrics["images"], metrics["objects"]) == (15, 15)
+    assert len(list((tmp_path / "out" / "overlays").iterdir())) == 2
 
 
 # box files

@@ -13,7 +13,7 @@ of images that are not looked at, and boxes of classes that an image is not labe
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +56,26 @@ def read_box_file(path: str | Path, data: DataSet, records: Iterable[Record]) ->
     if not found:
         raise GwsssError(f"box file {path} names none of the images; its first column is an id, a file name or a path")
     return found
+
+
+def read_class_file(path: str | Path, data: DataSet, records: Sequence[Record]) -> list[int]:
+    """The 0-based class that a CSV file of `id,class` lines gives each of `records`; further columns are left alone.
+
+    Raises GwsssError naming file and line for an unknown class, and when an image is missing.
+    """
+    path, number = Path(path), {name: index for index, name in enumerate(data.classes)}
+    ids, found = _names(data.root, records), dict[str, int]()
+    for line, fields in enumerate(csv.reader(read_lines(path, "class file"), skipinitialspace=True), start=1):
+        name = ids.get(fields[0].strip().removeprefix("./")) if fields else None
+        if name is None:
+            continue
+        if len(fields) < 2 or fields[1].strip() not in number:
+            raise GwsssError(f"{path}, line {line}: expected `id,class` with one of the {len(number)} classes")
+        found[name] = number[fields[1].strip()]
+    missing = [record.id for record in records if record.id not in found]
+    if missing:
+        raise GwsssError(f"{path} gives no class of {missing[0]} ({len(missing)} of {len(records)} images)")
+    return [found[record.id] for record in records]
 
 
 def true_boxes(record: Record, classes: int, listed: Listed | None = None) -> Boxes:
