@@ -11,17 +11,19 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gwsss_fast import cli
 from gwsss_fast.config import differences
 from gwsss_fast.data.dataset import Record, Split
 from gwsss_fast.data.images import read_mask, read_size
+from gwsss_fast.data.map_files import enlarged_bands
 from gwsss_fast.data.samplers import GroupSampler
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.evaluation.segmentation import ThresholdSweep
 from gwsss_fast.files import atomic_path
 from gwsss_fast.labels.interchange import READOUTS, load_maps, save_maps, save_oaa
-from gwsss_fast.labels.maps import CamSet, generate_maps, predict_labels
+from gwsss_fast.labels.maps import CamSet, bounded_shape, generate_maps, predict_labels
 from gwsss_fast.models.group_classifier import GroupClassifier
 from gwsss_fast.training.build import load_classifier
 from gwsss_fast.training.checkpoints import load_checkpoint
@@ -141,9 +143,11 @@ def _online_maps(run: Run, split: Split, skip: Collection[str]) -> Iterator[tupl
         if record.id not in stored:
             raise GwsssError(f"{run.classifier_checkpoint} holds no maps of {record.id}; it was not trained on")
         width, height = read_size(record.image)
-        maps = torch.nn.functional.interpolate(stored[record.id].float(), (height, width), mode="bilinear")
+        shape = bounded_shape((height, width), len(record.labels))
+        maps = torch.nn.functional.interpolate(stored[record.id].float(), shape, mode="bilinear")
         initial, graph = (maps / (maps.amax((-2, -1), keepdim=True) + 1e-5)).numpy()
-        yield record, CamSet(np.array(record.labels, np.int64), initial, graph, (initial + graph) / 2)
+        full = (height, width) if shape != (height, width) else None
+        yield record, CamSet(np.array(record.labels, np.int64), initial, graph, (initial + graph) / 2, full)
 
 
 class Sweeps:
@@ -158,7 +162,7 @@ class Sweeps:
         assert record.mask is not None
         target = read_mask(record.mask, self.classes)
         for name, sweep in self.sweeps.items():
-            sweep.update(getattr(cams, name).astype(np.float16), cams.keys, target)
+            update_sweep(sweep, cams, name, target)
 
     def save(self, path: Path, done: Sequence[str]) -> None:
         """Write the counts so far and the ids of the images that are done, atomically."""
@@ -184,6 +188,18 @@ class Sweeps:
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Per readout miou, best_threshold and curve, in percent."""
         return {name: sweep_metrics(self.sweeps[name]) for name in ("initial", "graph", "ensemble")}
+
+
+def update_sweep(sweep: ThresholdSweep, cams: CamSet, readout: str, target: NDArray[np.uint8]) -> None:
+    """Add the maps of an image with its mask (H, W); those of a large image are enlarged some rows at a time."""
+    maps = getattr(cams, readout)
+    size = maps.shape[1:] if cams.size is None else cams.size
+    if target.shape != size:
+        raise GwsssError(
+            f"maps for {size[1]}x{size[0]} pixels do not fit a mask of {target.shape[1]}x{target.shape[0]}"
+        )
+    for rows, part in enlarged_bands(maps, size):
+        sweep.update(part.astype(np.float16), cams.keys, target[rows])
 
 
 def sweep_metrics(sweep: ThresholdSweep) -> dict[str, Any]:
@@ -217,7 +233,7 @@ def score_validation_maps(run: Run) -> None:
             for record, cams in classifier_maps(run, model, version):
                 assert record.mask is not None
                 target = read_mask(record.mask, len(run.data.classes))
-                sweep.update(cams.ensemble.astype(np.float16), cams.keys, target)
+                update_sweep(sweep, cams, "ensemble", target)
                 bar.advance()
             scores[name] = sweep_metrics(sweep)
     run.add_metrics(cam_val=scores)

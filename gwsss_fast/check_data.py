@@ -17,6 +17,7 @@ from gwsss_fast import cli
 from gwsss_fast.data.check import CheckReport, check_dataset
 from gwsss_fast.data.class_names import VOC_CLASSES, find_classes
 from gwsss_fast.data.dataset import Layout, MissingFilesError
+from gwsss_fast.data.images import MAX_MEGAPIXELS, set_pixel_limit
 from gwsss_fast.data.voc_results import RESULTS, check_results, read_test_list
 from gwsss_fast.errors import GwsssError
 
@@ -47,6 +48,8 @@ class Arguments:
     """Check a submission to the VOC server instead: FOLDER/results/VOC2012/Segmentation/comp6_test_cls."""
     test_list: str = "test"
     """List of the test images, a path or a name in ImageSets/Segmentation; with --voc-results."""
+    max_megapixels: float = MAX_MEGAPIXELS
+    """Images and masks of more than so many million pixels are faults, and are not decoded."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _check(arguments: Sequence[str]) -> None:
     default = Arguments(root=tyro.MISSING)
     options = asdict(cli.parse(Arguments, default, arguments, "gwsss-fast check-data", "Check a data set."))
+    set_pixel_limit(options.pop("max_megapixels"))
     console, errors = Console(), Console(stderr=True)
     results, test_list = options.pop("voc_results"), options.pop("test_list")
     if results is not None:

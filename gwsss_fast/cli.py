@@ -21,7 +21,9 @@ from rich.text import Text
 
 from gwsss_fast import distributed
 from gwsss_fast.config import Config, absolute_paths, check, closest, differences, load_config, read_config
-from gwsss_fast.data.check import verify_files
+from gwsss_fast.data.check import unreadable_images, verify_files, without_images
+from gwsss_fast.data.images import set_pixel_limit
+from gwsss_fast.data.loading import worker_death
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.ops import backend as use_backend
 from gwsss_fast.training.checkpoints import load_checkpoint
@@ -42,7 +44,10 @@ VERBS = {
     "doctor": "doctor",
 }
 USAGE = f"usage: gwsss-fast VERB [OPTIONS]\n\nverbs: {', '.join(VERBS)}\n`gwsss-fast VERB --help` lists the options."
-HARMLESS = ("device", "threads", "backend", "output", "data.workers", "data.cache_mb", "data.verify")
+HARMLESS = (
+    *("device", "threads", "backend", "output", "data.workers", "data.cache_mb", "data.cache_dir", "data.verify"),
+    *("data.max_megapixels", "data.on_bad_image", "data.bad_image_limit"),
+)
 BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
 _Arguments = TypeVar("_Arguments")
 
@@ -83,6 +88,12 @@ def run(body: Callable[[], None]) -> int:
         if int(os.environ.get("RANK", "0")) == 0:
             print("stopped; continue with --resume", file=sys.stderr)
         return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+    except RuntimeError as error:
+        death = worker_death(error)
+        if death is None:
+            raise
+        print(f"error: {death}", file=sys.stderr)
+        return BAD_INPUT
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         print(f"error: cannot read or write{where}: {error.strerror or error}", file=sys.stderr)
@@ -163,10 +174,18 @@ def open_run(folder: Path, config: Config, verify: bool = False) -> Run:
     set_threads(config.threads)
     device = choose_device(config.device)
     check_precision(config.precision, device)
+    set_pixel_limit(config.data.max_megapixels)
     data = distributed.main_first(lambda: open_data(config.data))
-    if verify and config.data.verify:
+    bad: dict[Path, str] = {}
+    if config.data.verify and config.data.on_bad_image == "skip":  # each time, so that all stages see the same images
+        bad = distributed.on_main(lambda: unreadable_images(data, config.data.bad_image_limit))
+        data = without_images(data, bad) if bad else data
+    elif config.data.verify and verify:
         distributed.on_main(lambda: verify_files(data))
-    return Run(folder, config, data, device)
+    run = Run(folder, config, data, device)
+    for reason in bad.values():
+        run.note(f"left out: {reason}")
+    return run
 
 
 def refuse_existing(folder: Path) -> None:

@@ -22,7 +22,7 @@ from gwsss_fast.cam import Sweeps, score_validation_maps
 from gwsss_fast.config import DataConfig
 from gwsss_fast.data.ahead import read_ahead
 from gwsss_fast.data.dataset import Record, Split
-from gwsss_fast.data.images import read_image, read_mask
+from gwsss_fast.data.images import read_image, read_mask, set_pixel_limit
 from gwsss_fast.data.transforms import normalise
 from gwsss_fast.data.voc_results import RESULTS, check_results, read_test_list
 from gwsss_fast.errors import GwsssError
@@ -91,6 +91,7 @@ def _command(arguments: Sequence[str]) -> None:
         raise GwsssError("--voc-results needs --run DIR, whose segmenter predicts the test images")
     if (options.cams is None) == (options.masks is None):
         raise GwsssError("gwsss-fast evaluate needs one of --run DIR, --cams DIR and --masks DIR")
+    set_pixel_limit(options.data.max_megapixels)
     data = open_data(options.data)
     split = data.splits.get(options.split)
     if split is None:

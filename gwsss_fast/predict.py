@@ -16,7 +16,7 @@ from PIL import Image
 
 from gwsss_fast import cli
 from gwsss_fast.data.ahead import read_ahead
-from gwsss_fast.data.images import read_image
+from gwsss_fast.data.images import MAX_MEGAPIXELS, read_image, set_pixel_limit
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.inference.inputs import Inputs, Video, find_inputs, open_video
 from gwsss_fast.inference.predictor import Predictor
@@ -63,6 +63,8 @@ class Arguments:
     """Arithmetic of the network. auto: bf16 where the processor has it."""
     threads: int = 0
     """CPU threads; 0 = all cores."""
+    max_megapixels: float = MAX_MEGAPIXELS
+    """Refuse images of more than so many million pixels, before they are decoded."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,6 +78,7 @@ def _command(arguments: Sequence[str]) -> None:
     for name in ("every", "frames"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise GwsssError(f"--{name} {value}: give at least 1")
+    set_pixel_limit(options.max_megapixels)
     inputs, output = find_inputs(options.inputs), Path(options.output)
     if not options.resume:
         cli.refuse_existing(output)

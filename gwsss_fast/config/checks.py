@@ -13,7 +13,7 @@ MOST, MOST_SEED = 2**31 - 1, 2**63 - 1  # what every library below takes as a wh
 
 _AT_LEAST: dict[str, float] = {
     "threads": 0, "seed": 0, "max_steps": 1, "data.workers": 0, "data.cache_mb": 0, "data.seed": 0,
-    "data.train_limit": 1, "data.val_limit": 1,
+    "data.train_limit": 1, "data.val_limit": 1, "data.bad_image_limit": 0,
     "training.accumulate": 1, "training.nonfinite_limit": 0, "training.keep": 1, "training.profile": 0,
     "model.graph_channels": 1, "model.steps": 0, "model.reduction": 1,
     "classifier.epochs": 1, "classifier.plain_epochs": 0, "classifier.steps_per_epoch": 1, "classifier.groups": 1,

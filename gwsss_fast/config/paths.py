@@ -29,6 +29,7 @@ def absolute_paths(config: Config) -> Config:
             val_list=_path(data.val_list),
             labels=_path(data.labels),
             saliency=_path(data.saliency, folder=True),
+            cache_dir=data.cache_dir and str(Path(data.cache_dir).expanduser().resolve()),
         ),
         model=replace(model, backbone=_function(model.backbone), weights=_path(model.weights)),
         pseudo=replace(config.pseudo, maps=_path(config.pseudo.maps, folder=True)),

@@ -38,8 +38,17 @@ class DataConfig:
     """Loader processes; results do not depend on it."""
     cache_mb: int = 512
     """Keep the decoded training images in memory when all of them fit into so many megabytes."""
+    cache_dir: str | None = None
+    """Keep them in this folder instead, as many as fit into `cache_mb`; several runs and processes may share it."""
     verify: bool = True
     """Decode every image and mask before training starts."""
+    max_megapixels: float = 50.0
+    """Refuse images and masks of more than so many million pixels, before they are decoded."""
+    on_bad_image: Annotated[Literal["stop", "skip"], _alias(aliases=["--on-bad-image"])] = "stop"
+    """A training image that cannot be read: stop with its name, or go on without it and name it. What `verify` finds is
+    left out of all stages; in what breaks later another image takes its place."""
+    bad_image_limit: int = 20
+    """Skip so many images; one more stops the run. Counted anew by `verify`, each training and each process."""
     seed: int = 0
     """Seed of the embedded data set."""
     train_limit: int | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -83,10 +83,12 @@ class CheckReport:
 
 @dataclass(frozen=True)
 class FileCheck:
-    """One record's files: what is wrong with them, and the labels in its mask when that can be read."""
+    """One record's files: what is wrong with them, the labels in its mask when that can be read, and whether its image
+    can be."""
 
     faults: tuple[str, ...]
     mask_labels: tuple[int, ...] | None
+    readable: bool
 
 
 def check_dataset(
@@ -146,6 +148,39 @@ def verify_files(data: DataSet) -> None:
             raise GwsssError(check.faults[0])
 
 
+def unreadable_images(data: DataSet, limit: int) -> dict[Path, str]:
+    """The training images that cannot be decoded, and why: for `without_images`. Every file is decoded once.
+
+    Raises GwsssError when there are more than `limit`, and for whatever is wrong with any other file.
+    """
+    records, found = _records(data), {}
+    validated = {record.image for name, split in data.splits.items() if name == "val" for record in split.records}
+    for record, check in zip(records, check_files(records, len(data.classes)), strict=True):
+        if not check.readable and record.image not in validated:
+            found[record.image] = check.faults[0]
+            if len(found) > limit:
+                raise GwsssError(
+                    f"more than data.bad_image_limit = {limit} images cannot be read: "
+                    f"{', '.join(path.name for path in found)}; {check.faults[0]}"
+                )
+        elif check.faults:
+            raise GwsssError(check.faults[0])
+    return found
+
+
+def without_images(data: DataSet, images: Collection[Path]) -> DataSet:
+    """`data` less the records of some images. Raises GwsssError when none is left to learn from."""
+    splits = {
+        name: split.subset([number for number, record in enumerate(split.records) if record.image not in images])
+        for name, split in data.splits.items()
+    }
+    learned = "train_aug" if "train_aug" in splits else "train"
+    if not len(splits[learned]):
+        raise GwsssError(f"no usable image: none of the {len(data.splits[learned])} to learn from can be read")
+    kept = {name: split for name, split in splits.items() if len(split)}
+    return DataSet(data.root, data.layout, data.classes, kept)
+
+
 def check_files(
     records: Sequence[Record], num_classes: int, progress: Callable[[int, int], None] | None = None
 ) -> Iterator[FileCheck]:
@@ -181,14 +216,16 @@ def check_record(record: Record, num_classes: int) -> FileCheck:
             sizes[record.saliency] = width, height
         except GwsssError as error:
             faults.append(str(error))
-    if record.image in sizes:
+    readable = record.image in sizes
+    if readable:
         wanted = sizes.pop(record.image)
         faults += [
             f"{path} has {size[0]}x{size[1]} pixels, but its image {record.image} has {wanted[0]}x{wanted[1]}"
             for path, size in sizes.items()
             if size != wanted
         ]
-    return FileCheck(tuple(f"{record.where}: {fault}" if record.where else fault for fault in faults), labels)
+    faults = [f"{record.where}: {fault}" if record.where else fault for fault in faults]
+    return FileCheck(tuple(faults), labels, readable)
 
 
 def compare_labels(split: Split, first: LabelSource, second: LabelSource) -> LabelDifference | None:

@@ -34,8 +34,8 @@ def open_dataset(
     VOC layout come from: `list`, `cls_labels`, `masks`, `xml`, a `.npy` file, or `auto`, the first of these that
     knows every image.
 
-    Raises GwsssError naming file and line for whatever is missing, empty or contradictory. Of missing images and of
-    labels that lack or cannot be read `on_fault` is told; if it does not raise, they are left out.
+    Raises GwsssError naming file and line for whatever is missing, empty or contradictory. Of missing images, malformed
+    lines, and labels that lack or cannot be read `on_fault` is told; if it does not raise, they are left out.
     """
     root, layout = find_root(root, layout, seed=seed)
     options = {"classes_file": classes_file, "val_list": val_list, "saliency": saliency}

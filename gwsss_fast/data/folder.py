@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from gwsss_fast.data.class_names import find_classes, read_lines
-from gwsss_fast.data.images import IMAGE_EXTENSIONS, ImageFolder, open_saliency
+from gwsss_fast.data.images import IMAGE_EXTENSIONS, ImageFolder, images_below, is_file, open_saliency
 from gwsss_fast.data.records import DataSet, MissingFilesError, OnFault, Record, Split, raise_fault
 from gwsss_fast.errors import GwsssError
 
@@ -30,7 +30,7 @@ class _Item:
 
 def looks_like_folder(root: Path) -> bool:
     """Whether `root` has a sub-folder that holds images, at any depth."""
-    return any(True for folder in _class_folders(root) for _ in _images_below(folder))
+    return any(True for folder in _class_folders(root) for _ in images_below(folder))
 
 
 def find_csv(root: Path) -> Path | None:
@@ -75,8 +75,8 @@ def open_csv(
     """Open the images that a CSV file names, relative to its folder.
 
     A `val.csv` beside it has lines of the same kind; a `val.txt` names images of the first file to set apart.
-    Raises GwsssError naming file and line for malformed lines and images named twice; `on_fault` is told of missing
-    images, and of those without a label.
+    Raises GwsssError for a file that cannot be read or names no image; `on_fault` is told of malformed lines, images
+    named twice, missing images, and those without a label.
     """
     root = path.parent
     training = _items_in_csv(path, on_fault)
@@ -101,14 +101,6 @@ def _class_folders(root: Path) -> list[Path]:
     )
 
 
-def _images_below(folder: Path) -> Iterable[Path]:
-    return (
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".") and path.is_file()
-    )
-
-
 def _items_in_folders(root: Path, saliency: str | Path | None) -> list[_Item]:
     stray = sorted(path for path in root.iterdir() if path.suffix.lower() in IMAGE_EXTENSIONS)
     if stray:
@@ -117,7 +109,7 @@ def _items_in_folders(root: Path, saliency: str | Path | None) -> list[_Item]:
     for folder in _class_folders(root):
         if saliency is not None and folder in (Path(saliency), root / saliency):
             continue
-        images = sorted(_images_below(folder))
+        images = sorted(images_below(folder))
         if not images:
             raise GwsssError(f"class folder {folder} holds no image ({', '.join(IMAGE_EXTENSIONS)})")
         items += [_Item(image, (folder.name,)) for image in images]
@@ -142,15 +134,20 @@ def _items_in_csv(path: Path, on_fault: OnFault) -> list[_Item]:
             if header:
                 continue
             if len(fields) != 2:
-                raise GwsssError(f"{where}: expected `file,class1|class2`, got {len(fields)} columns")
+                on_fault(GwsssError(f"{where}: expected `file,class1|class2`, got {len(fields)} columns"))
+                continue
+            if not PurePath(fields[0].strip()).name:
+                on_fault(GwsssError(f"{where}: the first column names no file"))
+                continue
             image = path.parent / fields[0].strip()
             names = tuple(dict.fromkeys(name.strip() for name in fields[1].split("|") if name.strip()))
+            if image in seen:
+                on_fault(GwsssError(f"{where}: image {image} is named twice, first in {seen[image]}"))
+                continue
             if not names:
                 on_fault(GwsssError(f"{where}: image {image} has no label; add a class or take the line out"))
-            if image in seen:
-                raise GwsssError(f"{where}: image {image} is named twice, first in {seen[image]}")
             seen[image] = where
-            items.append(_Item(image, names, where, image.is_file()))
+            items.append(_Item(image, names, where, is_file(image)))
     except csv.Error as error:
         raise GwsssError(f"{path}, line {reader.line_num}: {error}") from error
     missing = [f"{item.where}: {item.image}" for item in items if not item.exists]
@@ -164,13 +161,13 @@ def _items_in_csv(path: Path, on_fault: OnFault) -> list[_Item]:
 def _is_header(fields: Sequence[str], folder: Path) -> bool:
     """Whether the first line of a file names no image: nothing with an image's suffix, and no file that exists."""
     suffixes = {PurePath(field.strip()).suffix.lower() for field in fields}
-    return suffixes.isdisjoint(IMAGE_EXTENSIONS) and not (folder / fields[0].strip()).is_file()
+    return suffixes.isdisjoint(IMAGE_EXTENSIONS) and not is_file(folder / fields[0].strip())
 
 
 def _check_separator(field: str, folder: Path, where: str) -> None:
     """Raise GwsssError when the first field of a line holds another separator, unless a file is named so."""
     found = [name for separator, name in ((";", "';'"), ("\t", "a tab")) if separator in field.strip()]
-    if found and not (folder / field.strip()).is_file():
+    if found and not is_file(folder / field.strip()):
         raise GwsssError(f"{where}: columns are separated by {found[0]}; save the file with commas between them")
 
 
@@ -279,5 +276,5 @@ class _Companions:
             found = self._folder.find(image.stem)
         if found is None:
             path = self._folder.path / _below(image, self._root).with_suffix(".png")
-            found = path if path.is_file() else None
+            found = path if is_file(path) else None
         return found

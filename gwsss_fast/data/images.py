@@ -1,18 +1,44 @@
-"""Reading images, masks and saliency maps; whatever is wrong with a file is one error that names it."""
+"""Reading images, masks and saliency maps; whatever is wrong with a file is one error that names it.
+
+A file is opened by the decoders of `FORMATS` alone, whatever its name says, and not decoded when its header asks for
+more pixels than `pixel_limit`: a few kilobytes can unfold to gigabytes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import scipy.io
-from PIL import Image
+from PIL import Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401 - the last two open by name once imported
 
 from gwsss_fast.data import coco_masks
+from gwsss_fast.data.sbd import read_sbd
 from gwsss_fast.errors import GwsssError
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # Pillow knows others, some of which start programs
 IGNORE = 255  # mask value of pixels that count nowhere
+MAX_MEGAPIXELS = 50.0  # of one image
+_MOST_MEGAPIXELS = 178  # Pillow itself refuses more
+
+_limit = int(MAX_MEGAPIXELS * 1e6)
+
+
+def pixel_limit() -> int:
+    """How many pixels an image or mask may have."""
+    return _limit
+
+
+def set_pixel_limit(megapixels: float) -> None:
+    """Change `pixel_limit` for this process, to millions; worker processes of `make_loader` take it over.
+
+    Raises GwsssError for 0, less, or more than Pillow decodes.
+    """
+    global _limit
+    if not 0 < megapixels <= _MOST_MEGAPIXELS:
+        raise GwsssError(f"max_megapixels = {megapixels} must be above 0 and at most {_MOST_MEGAPIXELS}")
+    _limit = round(megapixels * 1e6)
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -32,11 +58,8 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 def read_size(path: str | Path) -> tuple[int, int]:
     """(width, height) of an image, from its header alone. Raises GwsssError as `read_image` does."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except Exception as error:
-        raise _unreadable(path, "image", error) from error
+    with open_image(path, "image") as image:
+        return image.size
 
 
 def read_mask(path: str | Path, num_classes: int) -> np.ndarray:
@@ -47,7 +70,7 @@ def read_mask(path: str | Path, num_classes: int) -> np.ndarray:
     """
     path = Path(path)
     if path.suffix.lower() == ".mat":
-        mask = _read_sbd(path)
+        mask = read_sbd(path, pixel_limit())
     elif path.suffix == coco_masks.SUFFIX:
         mask = coco_masks.draw_mask(path)
     else:
@@ -76,12 +99,32 @@ def read_saliency(path: str | Path) -> np.ndarray:
 
 
 def _load(path: str | Path, kind: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
+    with open_image(path, kind) as image:
+        try:
             image.load()
-            return image
+        except Exception as error:
+            raise _unreadable(path, kind, error) from error
+        return image
+
+
+def open_image(path: str | Path, kind: str) -> Image.Image:
+    """The image with its header read alone, of a size within the limit."""
+    try:
+        image = Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise GwsssError(f"{kind} {path} has too many pixels ({error}); {_MEND_SIZE}") from error
     except Exception as error:  # decoders raise almost anything on broken files
         raise _unreadable(path, kind, error) from error
+    if image.width * image.height > _limit:
+        image.close()
+        raise GwsssError(
+            f"{kind} {path} has {image.width}x{image.height} pixels, more than the {_limit / 1e6:g} million allowed; "
+            f"{_MEND_SIZE}"
+        )
+    return image
+
+
+_MEND_SIZE = "make it smaller, take it off the list, or raise max_megapixels"
 
 
 def _unreadable(path: str | Path, kind: str, error: Exception) -> GwsssError:
@@ -90,22 +133,28 @@ def _unreadable(path: str | Path, kind: str, error: Exception) -> GwsssError:
     return GwsssError(f"{kind} {path} cannot be decoded ({error}); replace the file or take it off the list")
 
 
-def _read_sbd(path: Path) -> np.ndarray:
-    """The class mask in a file of SBD's `cls` folder."""
-    try:
-        with path.open("rb") as file:
-            return np.asarray(scipy.io.loadmat(file, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0])
-    except FileNotFoundError as error:
-        raise _unreadable(path, "mask", error) from error
-    except Exception as error:  # so does this decoder
-        raise GwsssError(f"mask {path} is not an SBD file with GTcls.Segmentation ({error})") from error
-
-
 def _counts(mask: np.ndarray, path: Path) -> np.ndarray:
     """How often each value occurs."""
     if mask.ndim != 2 or not np.issubdtype(mask.dtype, np.integer) or (mask.size and mask.min() < 0):
         raise GwsssError(f"mask {path} is not a plane of class numbers (shape {mask.shape}, type {mask.dtype})")
     return np.bincount(mask.ravel(), minlength=IGNORE + 1)
+
+
+def is_file(path: Path) -> bool:
+    """Whether `path` is a file; a name that the operating system refuses, one too long say, is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def images_below(folder: Path) -> Iterable[Path]:
+    """The image files in `folder` and its sub-folders, in no order; hidden ones are left out."""
+    return (
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".") and path.is_file()
+    )
 
 
 class ImageFolder:

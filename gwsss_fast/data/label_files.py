@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
 
+from gwsss_fast.data.pickle_bounds import check_bounds
 from gwsss_fast.errors import GwsssError
 
 
@@ -41,6 +44,8 @@ class _Array(np.ndarray):
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:  # type: ignore[override]
         version, shape, kind, fortran, content = state
+        if math.prod(shape) * (1 if _plain(kind).hasobject else _plain(kind).itemsize) != len(content):
+            raise pickle.UnpicklingError(f"it asks for an array of shape {shape} without its content")
         super().__setstate__((version, shape, _plain(kind), fortran, content))  # type: ignore[misc]
 
 
@@ -74,9 +79,27 @@ def _from_buffer(
     return array.reshape(shape, order="F" if order == "F" else "C")
 
 
-_PLAIN = (dict, list, tuple, set, frozenset, str, bytes, int, float, bool, complex)
+def _maker(kind: type, *accepted: type) -> Callable[..., Any]:
+    """`kind`, called with what a file may hand it: `bytes` of a number, say, would be as long as that number."""
+
+    def make(*arguments: Any) -> Any:
+        if any(type(argument) not in accepted for argument in arguments):
+            raise pickle.UnpicklingError(f"it asks for {kind.__name__} of something odd, which is refused")
+        return kind(*arguments)
+
+    return make
+
+
+_NUMBERS = (int, float, bool, complex)
+_GROUPS = (list, tuple, set, frozenset)
+_PLAIN = {
+    **{kind.__name__: _maker(kind, *_NUMBERS, str, bytes) for kind in _NUMBERS},
+    **{kind.__name__: _maker(kind, *_GROUPS) for kind in (set, frozenset)},
+    **{kind.__name__: _maker(kind, kind) for kind in (str, bytes, dict, list)},
+    "tuple": _maker(tuple, tuple),
+}
 _ALLOWED: dict[tuple[str, str], Any] = {
-    **{(module, kind.__name__): kind for kind in _PLAIN for module in ("builtins", "__builtin__")},  # Python 3 and 2
+    **{(module, name): kind for name, kind in _PLAIN.items() for module in ("builtins", "__builtin__")},  # Python 3, 2
     # The functions have moved between versions of NumPy.
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
@@ -98,7 +121,9 @@ def load_pickled_dict(path: str | Path) -> dict[Any, Any]:
     try:
         with path.open("rb") as file:
             _skip_header(file)
-            value = _Unpickler(file).load()
+            content = file.read()
+        check_bounds(content)
+        value = _Unpickler(io.BytesIO(content)).load()
         if isinstance(value, np.ndarray) and value.shape == ():
             value = value.item()
         if not isinstance(value, dict):
@@ -116,27 +141,50 @@ def read_cls_labels(path: str | Path) -> dict[str, np.ndarray]:
     Keys may be strings, 2007_000032, or numbers, 2007000032; both come back as 2007_000032.
     Raises GwsssError when the file cannot be read, is empty or holds anything but label vectors of one length.
     """
-    labels = {_image_id(key): np.asarray(value) for key, value in load_pickled_dict(path).items()}
-    if not labels:
+    content = load_pickled_dict(path)
+    if not content:
         raise GwsssError(f"{path} holds no labels")
-    length = next(iter(labels.values())).size
-    for image, vector in labels.items():
-        if vector.size != length or vector.dtype.kind not in "buif" or not np.isin(vector, (0, 1)).all():
+    vectors: dict[str, np.ndarray] = {}
+    length = 0
+    for key, value in content.items():
+        image = _image_id(key, path)
+        vector = as_numbers(value)
+        length = length or (0 if vector is None else vector.size)
+        if vector is None or vector.size != length or not np.isin(vector, (0, 1)).all():
             raise GwsssError(f"{path}: the entry of {image} is not a vector of {length} zeros and ones")
-    return {image: vector.ravel().astype(np.uint8) for image, vector in labels.items()}
+        vectors[image] = vector.ravel().astype(np.uint8)
+    return vectors
+
+
+def as_numbers(value: Any) -> np.ndarray | None:
+    """Real numbers as an array: an array as it is, and of lists only those without lists in them; else None.
+
+    Lists in lists may share their parts, and unfold to any size.
+    """
+    if isinstance(value, (list, tuple)) and any(isinstance(item, (list, tuple, np.ndarray)) for item in value):
+        return None
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        return None
+    return array if array.dtype.kind in "buif" else None
 
 
 def _as_array(item: Any) -> Any:
     if isinstance(item, torch.Tensor):
+        if item.numel() * item.element_size() > item.untyped_storage().nbytes():
+            raise pickle.UnpicklingError(f"its tensor of shape {tuple(item.shape)} repeats what it holds")
         return item.numpy()
     return np.asarray(item) if isinstance(item, _Array) else item
 
 
-def _image_id(key: Any) -> str:
-    text = str(key)
-    if isinstance(key, (int, np.integer)) and len(text) == 10:  # a VOC id without its underscore
-        return f"{text[:4]}_{text[4:]}"
-    return text
+def _image_id(key: Any, path: str | Path) -> str:
+    if isinstance(key, (int, np.integer)) and 0 <= key < 10**18:
+        text = str(int(key))
+        return f"{text[:4]}_{text[4:]}" if len(text) == 10 else text  # a VOC id without its underscore
+    if isinstance(key, str):
+        return str(key)
+    raise GwsssError(f"{path}: a key of type {type(key).__name__} is neither an image id nor its number")
 
 
 def _skip_header(file: IO[bytes]) -> None:

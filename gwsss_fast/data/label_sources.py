@@ -86,7 +86,7 @@ def from_xml(folder: Path, classes: tuple[str, ...]) -> LabelSource:
             return None
         try:
             names = {node.findtext("name", "").strip() for node in ElementTree.parse(path).iter("object")}
-        except ElementTree.ParseError as error:
+        except (ElementTree.ParseError, ValueError, LookupError) as error:  # the last two for odd encodings
             raise GwsssError(f"annotation {path} is not valid XML: {error}") from error
         unknown = sorted(names - number.keys())
         if unknown:

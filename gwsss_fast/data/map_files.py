@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
-from gwsss_fast.data.label_files import load_pickled_dict
+from gwsss_fast.data.images import pixel_limit
+from gwsss_fast.data.label_files import as_numbers, load_pickled_dict
 from gwsss_fast.errors import GwsssError
 
 STRIDE = 4
@@ -42,7 +44,7 @@ def read_map_file(path: str | Path) -> StoredMaps:
     """
     content = load_pickled_dict(path)
     if "keys" in content and ("high_res" in content or {"cam", "size"} <= content.keys()):
-        keys = np.asarray(content["keys"], dtype=np.int64).reshape(-1)
+        keys = _integers(content["keys"], path)
         small = {"ensemble": "cam", "initial": "initial", "graph": "graph"}
         maps = {name: _planes(content[key], keys, path) for name, key in small.items() if key in content}
         if "high_res" in content:
@@ -50,11 +52,13 @@ def read_map_file(path: str | Path) -> StoredMaps:
         height, width = _size(content["size"], path) if "size" in content else maps["ensemble"].shape[1:]
         maps = {name: enlarged(planes, (height, width)) for name, planes in maps.items()}
     elif content and all(isinstance(key, (int, np.integer)) for key in content):
-        keys = np.array(sorted(content), dtype=np.int64)
-        try:
-            maps = {"ensemble": _planes(np.stack([np.asarray(content[key]) for key in keys]), keys, path)}
-        except ValueError as error:
-            raise GwsssError(f"{path}: the maps of its classes differ in shape") from error
+        numbers = sorted(content)
+        keys = _integers(numbers, path)
+        parts = [as_numbers(content[number]) for number in numbers]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts) or len({part.shape for part in known}) > 1:
+            raise GwsssError(f"{path}: the maps of its classes differ in shape, or are none")
+        maps = {"ensemble": _planes(np.stack(known), keys, path)}
     else:
         raise GwsssError(f"{path} holds neither IRN's entries keys and high_res nor SEAM's maps by class number")
     return StoredMaps(keys, maps)
@@ -62,13 +66,38 @@ def read_map_file(path: str | Path) -> StoredMaps:
 
 def strided(maps: NDArray[np.float32]) -> NDArray[np.float32]:
     """Maps (n, H, W) at stride 4: (n, ceil(H / 4), ceil(W / 4))."""
-    height, width = maps.shape[1:]
-    return _resized(maps, ((height - 1) // STRIDE + 1, (width - 1) // STRIDE + 1))
+    return _resized(maps, strided_shape((maps.shape[1], maps.shape[2])))
+
+
+def strided_shape(shape: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) at stride 4."""
+    return (shape[0] - 1) // STRIDE + 1, (shape[1] - 1) // STRIDE + 1
 
 
 def enlarged(maps: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
     """Maps (n, h, w) at the size (H, W); as they are when they have it."""
     return maps if maps.shape[1:] == tuple(size) else _resized(maps, size)
+
+
+def enlarged_bands(
+    maps: NDArray[np.float32], size: tuple[int, int], pixels: int = 2**20
+) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """What `enlarged` gives, some rows of at most `pixels` positions at a time, with the rows they are.
+
+    Equal up to rounding; exactly `maps` in one piece when they have the size.
+    """
+    height, width = size
+    if maps.shape[1:] == tuple(size) or not len(maps):
+        yield slice(0, height), enlarged(maps, size)
+        return
+    rows = max(pixels // width, 1)
+    at = np.clip((np.arange(height) + 0.5) * (maps.shape[1] / height) - 0.5, 0, maps.shape[1] - 1)
+    above = at.astype(np.int64)
+    below, weight = np.minimum(above + 1, maps.shape[1] - 1), (at - above).astype(np.float32)[:, None]
+    for start in range(0, height, rows):
+        band = slice(start, min(start + rows, height))
+        part = maps[:, above[band]] * (1 - weight[band]) + maps[:, below[band]] * weight[band]
+        yield band, _resized(part, (band.stop - band.start, width))
 
 
 def _resized(maps: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
@@ -79,14 +108,23 @@ def _resized(maps: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.flo
 
 
 def _planes(value: Any, keys: NDArray[np.int64], path: str | Path) -> NDArray[np.float32]:
-    planes = np.asarray(value, dtype=np.float32)
-    if planes.ndim != 3 or len(planes) != len(keys):
-        raise GwsssError(f"{path}: maps of shape {planes.shape} do not fit its {len(keys)} classes")
-    return planes
+    planes = as_numbers(value)
+    if planes is None or planes.ndim != 3 or len(planes) != len(keys) or (len(keys) and not planes.size):
+        shape = "no numbers" if planes is None else f"shape {planes.shape}"
+        raise GwsssError(f"{path}: maps of {shape} do not fit its {len(keys)} classes")
+    return np.asarray(planes, dtype=np.float32)
 
 
 def _size(value: Any, path: str | Path) -> tuple[int, int]:
-    values = np.asarray(value).reshape(-1).tolist()
-    if len(values) != 2 or min(values) < 1:
-        raise GwsssError(f"{path}: its size {values} is not a height and a width")
-    return int(values[0]), int(values[1])
+    values = _integers(value, path).tolist()
+    if len(values) != 2 or min(values) < 1 or values[0] * values[1] > pixel_limit():
+        raise GwsssError(f"{path}: its size {values[:5]} is not a height and a width, or more than max_megapixels")
+    return values[0], values[1]
+
+
+def _integers(value: Any, path: str | Path) -> NDArray[np.int64]:
+    """Whole numbers of any shape as (n,) int64."""
+    numbers = as_numbers(value)
+    if numbers is None or (numbers.size and numbers.dtype.kind not in "iu"):
+        raise GwsssError(f"{path}: its keys or its size are no whole numbers")
+    return numbers.reshape(-1).astype(np.int64)

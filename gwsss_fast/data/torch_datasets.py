@@ -6,8 +6,10 @@ before, or on whether a run was resumed. `set_epoch` may be called while persist
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,44 +17,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from gwsss_fast.data.images import ImageFolder, read_image, read_mask
-from gwsss_fast.data.records import Record, Split
+from gwsss_fast.data.bad_images import AS_DRAWN, REPLACED, substitutes
+from gwsss_fast.data.image_cache import ImageCache
+from gwsss_fast.data.images import ImageFolder, read_mask
+from gwsss_fast.data.records import Split
 from gwsss_fast.data.samplers import GroupSampler, PhasedSampler
 from gwsss_fast.data.transforms import seeded
 from gwsss_fast.errors import GwsssError
 
-_GROUP, _IMAGE, _SEGMENTATION = range(3)  # keeps the random streams of the three data sets apart
-
-
-class ImageCache:
-    """Decoded images, kept until `megabytes` are used up; what no longer fits is decoded each time.
-
-    Each worker process has its own, unless `preload` filled it before they started. 0 megabytes keep nothing.
-    """
-
-    def __init__(self, megabytes: float = 0) -> None:
-        self._left = int(megabytes * 2**20)
-        self._pixels: dict[Path, np.ndarray] = {}
-
-    def read(self, record: Record) -> Image.Image:
-        """The image of `record` as RGB. Raises GwsssError as `read_image` does, with list and line."""
-        pixels = self._pixels.get(record.image)
-        if pixels is not None:
-            return Image.fromarray(pixels)
-        with record.located():
-            image = read_image(record.image)
-        if 3 * image.width * image.height <= self._left:
-            pixels = self._pixels[record.image] = np.asarray(image)
-            self._left -= pixels.nbytes
-        return image
-
-    def preload(self, records: Sequence[Record]) -> int:
-        """Decode images until the cache is full. Returns how many of `records` are in it."""
-        for record in records:
-            if self._left <= 0:
-                break
-            self.read(record)
-        return sum(record.image in self._pixels for record in records)
+_GROUP, _IMAGE, _SEGMENTATION, _SUBSTITUTE = range(4)  # keeps the random streams of the data sets apart
+Content = TypeVar("Content")
 
 
 class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -82,8 +56,11 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
 class GroupDataset(Dataset[dict[str, Tensor]]):
     """Groups of K images, drawn anew each epoch: dict of
 
-    images (K, 3, S, S) float32, labels (K, L) float32, indices (K,) int64 into the split. The first image of a group
-    is its anchor. The default collate makes batches (B, K, ...) of them.
+    images (K, 3, S, S) float32, labels (K, L) float32, indices (K,) int64 into the split, replaced (K,) int64, see
+    `bad_images`. The first image of a group is its anchor. The default collate makes batches (B, K, ...) of them.
+
+    An image that cannot be read is a GwsssError, unless `bad_limit` says how many may be: then another one, not yet
+    in the group, takes its place, drawn by (seed, epoch, position) alone.
     """
 
     def __init__(
@@ -93,39 +70,66 @@ class GroupDataset(Dataset[dict[str, Tensor]]):
         transform: Callable[[Image.Image], Tensor],
         seed: int = 0,
         cache: ImageCache | None = None,
+        bad_limit: int | None = None,
     ) -> None:
         if len(sampler) != len(split):
             raise GwsssError(f"the sampler was made for {len(sampler)} images, but {split.name} has {len(split)}")
         self._split, self._sampler, self._transform, self._seed = split, sampler, transform, seed
-        self._cache = cache or ImageCache()
+        self._cache, self._bad_limit = cache or ImageCache(), bad_limit
         self._labels = torch.from_numpy(split.labels).float()
         # Shared memory, so that living workers see the groups of a new epoch.
         self._groups = torch.from_numpy(sampler.epoch(0)).share_memory_()
         self._epoch = _shared_number()
+        self._ahead: tuple[int, Future[np.ndarray]] | None = None
 
     def __len__(self) -> int:
         """Groups in an epoch."""
         return len(self._groups)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the groups of another epoch."""
-        if epoch != int(self._epoch):
-            self._groups.copy_(torch.from_numpy(self._sampler.epoch(epoch)))
-            self._epoch.fill_(epoch)
+        """Draw the groups of another epoch, or take them when `prepare_epoch` has."""
+        if epoch == int(self._epoch):
+            return
+        ahead, self._ahead = self._ahead, None
+        drawn = ahead[1].result() if ahead is not None else None  # always: a sampler serves one thread at a time
+        groups = drawn if drawn is not None and ahead is not None and ahead[0] == epoch else self._sampler.epoch(epoch)
+        self._groups.copy_(torch.from_numpy(groups))
+        self._epoch.fill_(epoch)
+
+    def prepare_epoch(self, epoch: int) -> None:
+        """Draw the groups of an epoch in a thread, while another one is worked on.
+
+        Call it when worker processes have started: they are not to be forked beside a thread at work.
+        """
+        if self._ahead is None:
+            pool = ThreadPoolExecutor(1, "groups")
+            self._ahead = epoch, pool.submit(self._sampler.epoch, epoch)
+            pool.shutdown(wait=False)  # the thread ends with its work
 
     def __getitem__(self, position: int) -> dict[str, Tensor]:
         indices = self._groups[position].clone()
-        images = [self._cache.read(self._split.records[index]) for index in indices.tolist()]
+        images, replaced = [], torch.full_like(indices, AS_DRAWN)
+        for place, index in enumerate(indices.tolist()):
+            key = (self._seed, _SUBSTITUTE, int(self._epoch), position, place)
+            used, image = _readable(self._split, self._read, index, set(indices.tolist()), key, self._bad_limit)
+            images.append(image)
+            if used != index:
+                indices[place], replaced[place] = used, index
         with seeded(self._seed, _GROUP, int(self._epoch), position):
             pixels = torch.stack([self._transform(image) for image in images])
-        return {"images": pixels, "labels": self._labels[indices], "indices": indices}
+        return {"images": pixels, "labels": self._labels[indices], "indices": indices, REPLACED: replaced}
+
+    def _read(self, index: int) -> Image.Image:
+        return self._cache.read(self._split.records[index])
 
 
 class SegmentationDataset(Dataset[dict[str, Tensor]]):
-    """Images with masks: dict of image (3, S, S) float32, mask (S, S) int64 with 255 = ignore, index () int64.
+    """Images with masks: dict of image (3, S, S) float32, mask (S, S) int64 with 255 = ignore, index () int64,
+    replaced () int64, see `bad_images`.
 
     `mask_paths` are the masks to learn from: a folder of ID.png, a mapping from id to file, None for the split's own.
     Raises GwsssError when one is missing; when reading, if one holds illegal values or another size than its image.
+    `bad_limit`: as in GroupDataset, for an image or mask that cannot be used.
     """
 
     def __init__(
@@ -135,10 +139,11 @@ class SegmentationDataset(Dataset[dict[str, Tensor]]):
         seed: int = 0,
         mask_paths: Mapping[str, str | Path] | str | Path | None = None,
         cache: ImageCache | None = None,
+        bad_limit: int | None = None,
     ) -> None:
         self._split, self._transform, self._seed = split, transform, seed
         self._masks = _find_masks(split, mask_paths)
-        self._cache = cache or ImageCache()
+        self._cache, self._bad_limit = cache or ImageCache(), bad_limit
         self._epoch = _shared_number()
 
     def __len__(self) -> int:
@@ -148,8 +153,19 @@ class SegmentationDataset(Dataset[dict[str, Tensor]]):
         """Choose the epoch that augmentations are drawn for."""
         self._epoch.fill_(epoch)
 
+    def prepare_epoch(self, epoch: int) -> None:
+        """Nothing is drawn ahead."""
+
     def __getitem__(self, position: int) -> dict[str, Tensor]:
-        record, path = self._split.records[position], self._masks[position]
+        key = (self._seed, _SUBSTITUTE, int(self._epoch), position)
+        index, (image, mask) = _readable(self._split, self._read, position, {position}, key, self._bad_limit)
+        with seeded(self._seed, _SEGMENTATION, int(self._epoch), position):
+            pixels, target = self._transform(image, mask)
+        replaced = torch.tensor(AS_DRAWN if index == position else position)
+        return {"image": pixels, "mask": target, "index": torch.tensor(index), REPLACED: replaced}
+
+    def _read(self, index: int) -> tuple[Image.Image, np.ndarray]:
+        record, path = self._split.records[index], self._masks[index]
         image = self._cache.read(record)
         with record.located():
             mask = read_mask(path, len(self._split.classes))
@@ -158,9 +174,34 @@ class SegmentationDataset(Dataset[dict[str, Tensor]]):
                     f"mask {path} has {mask.shape[1]}x{mask.shape[0]} pixels, but its image {record.image} has "
                     f"{image.width}x{image.height}"
                 )
-        with seeded(self._seed, _SEGMENTATION, int(self._epoch), position):
-            pixels, target = self._transform(image, mask)
-        return {"image": pixels, "mask": target, "index": torch.tensor(position)}
+        return image, mask
+
+
+def _readable(
+    split: Split, read: Callable[[int], Content], index: int, taken: set[int], key: tuple[int, ...], limit: int | None
+) -> tuple[int, Content]:
+    """read(index), or of the first substitute that can be read and is not `taken`; with its index.
+
+    Raises the GwsssError of `read` when the limit is None, and one when more images than that cannot be read.
+    """
+    try:
+        return index, read(index)
+    except GwsssError as error:
+        if limit is None:
+            raise
+        last, failed = error, 1
+    for other in substitutes(split.labels, index, key):
+        if other in taken:
+            continue
+        if failed > limit:
+            break
+        try:
+            found = read(other)
+        except GwsssError as error:
+            last, failed = error, failed + 1
+            continue
+        return other, found
+    raise GwsssError(f"no usable image: none of {failed} drawn for one place can be read; {last}")
 
 
 def _find_masks(split: Split, source: Mapping[str, str | Path] | str | Path | None) -> list[Path]:

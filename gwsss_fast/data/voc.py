@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gwsss_fast.data import label_sources
 from gwsss_fast.data.class_names import VOC_CLASSES, find_classes, looks_like_voc
-from gwsss_fast.data.images import ImageFolder, open_saliency
+from gwsss_fast.data.images import ImageFolder, is_file, open_saliency
 from gwsss_fast.data.label_sources import LabelSource, label_records
 from gwsss_fast.data.lists import ListEntry, read_list
 from gwsss_fast.data.records import DataSet, MissingFilesError, OnFault, Record, Split, raise_fault
@@ -30,7 +30,8 @@ class VocFolder:
     """A folder of VOC layout, its files listed once.
 
     Raises GwsssError when the folder lacks images or lists, or when nothing names the classes. `on_fault` is told of
-    missing files and of labels that lack or cannot be read; where it does not raise, they are left out.
+    missing files, of lists and lines that are malformed, and of labels that lack or cannot be read; where it does not
+    raise, they are left out.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class VocFolder:
         self._saliency = open_saliency(root, saliency)
         self.lists = self._find_lists({"train": train_list, "train_aug": train_aug_list, "val": val_list})
         self._listed: dict[Path, str] = {}  # where each image is named first
-        self._entries = {name: read_list(path) for name, path in self.lists.items()}
+        self._entries = self._read_lists()
         self.labels, self._labels_file = _label_kind(labels)
         classes = find_classes(root, classes_file)
         if classes is None:
@@ -95,10 +96,16 @@ class VocFolder:
             try:
                 source = open_source() if kind in ("auto", found) else None
             except GwsssError as error:
-                on_fault(error)
+                on_fault(self._with_hint(error, found))
                 continue
             if source is not None:
                 yield source
+
+    def _with_hint(self, error: GwsssError, kind: str) -> GwsssError:
+        """A file of labels that nobody asked for need not be mended: another source may do."""
+        if kind != "cls_labels" or self.labels != "auto":
+            return error
+        return GwsssError(f"{error}; mend or remove it, or choose other labels: --data.labels list, masks or xml")
 
     def _candidates(self, name: str) -> Iterator[tuple[str, Callable[[], LabelSource | None]]]:
         """Kinds of sources, and functions that open them."""
@@ -144,6 +151,20 @@ class VocFolder:
             raise GwsssError(f"{self.root / _LISTS} holds neither train.txt nor train_aug.txt; expected {EXPECTED}")
         return lists
 
+    def _read_lists(self) -> dict[str, list[ListEntry]]:
+        """The entries of each list; one that cannot be read is a fault, and left out while another is there to learn
+        from."""
+        entries: dict[str, list[ListEntry]] = {}
+        for name, path in list(self.lists.items()):
+            try:
+                entries[name] = read_list(path, self._on_fault)
+            except GwsssError as error:
+                self._on_fault(error)
+                del self.lists[name]
+                if self.lists.keys().isdisjoint(("train", "train_aug")):
+                    raise
+        return entries
+
     def _given_list(self, name: str) -> Path:
         for path in (Path(name), self.root / name, self.root / _LISTS / name, self.root / _LISTS / f"{name}.txt"):
             if path.is_file():
@@ -154,7 +175,7 @@ class VocFolder:
         records, missing = [], []
         for entry in entries:
             image = self._image(entry)
-            if not (image in self._images or image.is_file()):
+            if not (image in self._images or is_file(image)):
                 missing.append(f"{path}, line {entry.line}: {image}")
                 continue
             where = self._listed.setdefault(image, f"{path}, line {entry.line}")
@@ -169,10 +190,10 @@ class VocFolder:
             return self._images.find(entry.id) or self._images.path / f"{entry.id}.jpg"
         path = self.root / entry.image
         inside = self._images.path / entry.image  # a bare file name is one of JPEGImages first
-        return path if len(entry.image.parts) > 1 or (path.is_file() and not inside.is_file()) else inside
+        return path if len(entry.image.parts) > 1 or (is_file(path) and not is_file(inside)) else inside
 
     def _mask(self, entry: ListEntry) -> Path | None:
-        if entry.mask is not None and (self.root / entry.mask).is_file():
+        if entry.mask is not None and is_file(self.root / entry.mask):
             return self.root / entry.mask
         return next((mask for folder in self._masks if (mask := folder.find(entry.id)) is not None), None)
 

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from gwsss_fast.data.images import read_size
+from gwsss_fast.data.images import open_image, read_size
 from gwsss_fast.data.lists import read_list
 from gwsss_fast.data.palette import voc_palette
 from gwsss_fast.data.records import MissingFilesError, Record
@@ -64,7 +63,7 @@ def check_results(output: Path, records: Sequence[Record], classes: int) -> list
 
 def _fault(path: Path, record: Record, classes: int) -> str | None:
     try:
-        with Image.open(path) as image:
+        with open_image(path, "result") as image:
             image.load()
             kind, mode, size = image.format, image.mode, image.size
             values, palette = np.unique(np.asarray(image)), image.getpalette() or []

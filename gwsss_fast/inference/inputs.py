@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gwsss_fast.data.images import IMAGE_EXTENSIONS
+from gwsss_fast.data.images import images_below
 from gwsss_fast.errors import GwsssError
 
 VIDEO_EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".mjpg", ".mjpeg")
@@ -47,7 +47,7 @@ def find_inputs(words: Sequence[str]) -> Inputs:
         path = Path(word)
         base = path if path.is_dir() else None
         if base is not None:
-            listed = sorted(x for x in path.rglob("*") if x.suffix.lower() in IMAGE_EXTENSIONS and x.is_file())
+            listed = sorted(images_below(path))
         else:
             listed = [path] if path.is_file() else [Path(x) for x in sorted(glob.glob(word, recursive=True))]
         if not listed:

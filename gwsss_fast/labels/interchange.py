@@ -33,12 +33,16 @@ def save_maps(
 ) -> None:
     """Write ID.npy atomically: a run's own dictionary with both readouts, or IRN's or SEAM's of one readout.
 
-    high_res: a run's maps at the image's size too; everything else in that dictionary is at stride 4. IRN's holds what
-    its own programs write: tensors `keys` and `cam`, and the array `high_res`, in 32-bit floats.
+    high_res: a run's maps at the image's size too, where `cams` have that size; everything else in that dictionary is
+    at stride 4. IRN's holds what its own programs write: tensors `keys` and `cam`, and the array `high_res`, in 32-bit
+    floats.
 
     Raises GwsssError for an unknown layout or readout, or when the file cannot be written.
     """
     maps = _readout(cams, readout)
+    small = strided if cams.size is None else (lambda planes: planes)
+    if layout != "run" and cams.size is not None:
+        maps = enlarged(maps, cams.size)
     content: dict[Any, Any]
     if layout == "irn":
         content = {
@@ -49,12 +53,12 @@ def save_maps(
     elif layout == "run":
         content = {
             "keys": cams.keys.astype(np.int64),
-            "size": np.array(maps.shape[1:], dtype=np.int64),
-            "cam": strided(maps).astype(np.float16),
-            "initial": strided(cams.initial).astype(np.float16),
-            "graph": strided(cams.graph).astype(np.float16),
+            "size": np.array(cams.size or maps.shape[1:], dtype=np.int64),
+            "cam": small(maps).astype(np.float16),
+            "initial": small(cams.initial).astype(np.float16),
+            "graph": small(cams.graph).astype(np.float16),
         }
-        if high_res:
+        if high_res and cams.size is None:
             content["high_res"] = maps.astype(np.float16)
     elif layout == "seam":
         content = {int(key): plane.astype(np.float32) for key, plane in zip(cams.keys, maps, strict=True)}

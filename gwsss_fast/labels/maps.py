@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from gwsss_fast.data.images import read_image
 from gwsss_fast.data.loading import checked, make_loader
+from gwsss_fast.data.map_files import strided_shape
 from gwsss_fast.data.records import Record, Split
 from gwsss_fast.data.transforms import SquareTransform
 from gwsss_fast.errors import GwsssError
@@ -28,17 +29,22 @@ from gwsss_fast.models.base import evaluating
 from gwsss_fast.models.precision import PRECISIONS, autocast
 
 SCALES = (0.5, 1.0, 1.5, 2.0)
+MAX_MAP_VALUES = 20_000_000  # of an image's maps at its full size, over all its classes: 5 classes at 2000 x 2000
 EPSILON = 1e-5  # added to the maximum before dividing, as in the field's code
 
 
 @dataclass(frozen=True)
 class CamSet:
-    """Class activation maps of one image for the 0-based foreground classes `keys` (n,), each (n, H, W) in [0, 1]."""
+    """Class activation maps of one image for the 0-based foreground classes `keys` (n,), each (n, H, W) in [0, 1].
+
+    size: the image's (H, W) where the maps are smaller, at stride 4 as in files; None where they have its size.
+    """
 
     keys: NDArray[np.int64]
     initial: NDArray[np.float32]
     graph: NDArray[np.float32]
     ensemble: NDArray[np.float32]
+    size: tuple[int, int] | None = None
 
 
 class GroupCover(Protocol):
@@ -98,6 +104,9 @@ def generate_maps(
     Memory: images wait for their last group as sums of small maps on the CPU, 8 bytes x classes of the image x map
     positions of all scales (at stride 8, size 224 and the default scales 47 kB a class). With one round only the few
     images drawn twice wait; with more, all images do: some 0.7 GB for VOC train_aug. Nothing is written to disk.
+    An image whose maps at its own size would hold more than MAX_MAP_VALUES gets them at stride 4, with all there is in
+    them: the network has seen it much smaller. So the maps of one readout take at most 80 MB, or a sixteenth of what
+    they would.
 
     Raises GwsssError for options without sense, groups that do not belong to the split, or an unreadable image.
     """
@@ -226,9 +235,16 @@ def _add(
 
 
 def _finish(done: _Pending, shape: tuple[int, int]) -> CamSet:
-    """Maps at the image's shape (H, W), normalised."""
-    initial, graph = (_normalised(readout, done.draws, shape) for readout in done.sums)
-    return CamSet(done.keys, initial, graph, (initial + graph) * np.float32(0.5))
+    """Maps at the image's shape (H, W), or at stride 4 where that is too large, normalised."""
+    reduced = bounded_shape(shape, len(done.keys))
+    initial, graph = (_normalised(readout, done.draws, reduced) for readout in done.sums)
+    ensemble = (initial + graph) * np.float32(0.5)
+    return CamSet(done.keys, initial, graph, ensemble, shape if reduced != shape else None)
+
+
+def bounded_shape(shape: tuple[int, int], classes: int) -> tuple[int, int]:
+    """The (H, W) at which the maps of an image are made: its own, or at stride 4 past MAX_MAP_VALUES."""
+    return shape if classes * shape[0] * shape[1] <= MAX_MAP_VALUES else strided_shape(shape)
 
 
 def _normalised(scales: Sequence[Tensor], draws: int, shape: tuple[int, int]) -> NDArray[np.float32]:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from gwsss_fast import distributed
+from gwsss_fast.config import DataConfig
+from gwsss_fast.data.bad_images import BadImages
 from gwsss_fast.data.dataset import Split
+from gwsss_fast.data.image_cache import DiskCache, ImageCache
 from gwsss_fast.data.images import read_size
 from gwsss_fast.data.loading import checked, make_loader
-from gwsss_fast.data.torch_datasets import ImageCache
+from gwsss_fast.errors import GwsssError
 from gwsss_fast.training.parts import Share, of_share, own_rows
+from gwsss_fast.training.runs import Run
 
 _SAMPLE = 32  # images measured to guess the size of all of them
 
@@ -26,6 +33,8 @@ class EpochDataset(Protocol):
     def __getitem__(self, position: int) -> Any: ...
 
     def set_epoch(self, epoch: int) -> None: ...
+
+    def prepare_epoch(self, epoch: int) -> None: ...
 
 
 class _Positions(Sampler[list[int]]):
@@ -42,12 +51,19 @@ class _Positions(Sampler[list[int]]):
 
 
 def epochs_of_batches(
-    dataset: EpochDataset, batches: Any, start: int, epoch_steps: int, workers: int, pin: bool
+    dataset: EpochDataset,
+    batches: Any,
+    start: int,
+    epoch_steps: int,
+    workers: int,
+    pin: bool,
+    bad_images: BadImages | None = None,
 ) -> Iterator[Share]:
     """This process's share of the batches from step `start` on, without end: epochs, each `epoch_steps` long.
 
-    batches(epoch): the positions of each batch of that epoch. Worker processes live as long as the iterator. Raises
-    the GwsssError of an item that cannot be read.
+    batches(epoch): the positions of each batch of that epoch. Worker processes live as long as the iterator, and the
+    next epoch is prepared while one runs. Raises the GwsssError of an item that cannot be read, of a worker process
+    that dies, of an epoch without a batch, and of `bad_images` past their limit.
     """
     positions = _Positions()
     loader = make_loader(
@@ -57,8 +73,15 @@ def epochs_of_batches(
     while True:
         dataset.set_epoch(epoch)
         whole = batches(epoch)[skip:epoch_steps]
+        if not whole:
+            raise GwsssError(f"epoch {epoch + 1} has no batch: no group or image of {len(dataset)} can be used")
         positions.batches = [of_share(batch) for batch in whole]
-        for batch, items in zip(whole, checked(loader), strict=True):
+        for number, (batch, items) in enumerate(zip(whole, checked(loader), strict=True)):
+            if number == 0:
+                dataset.prepare_epoch(epoch + 1)
+            if bad_images is not None:
+                bad_images.note(items)
+                bad_images.check()
             rows, idle = own_rows(len(batch))
             yield Share(items, tuple(rows), len(batch), idle)
         epoch, skip = epoch + 1, 0
@@ -83,17 +106,43 @@ def shuffled(count: int, size: int, seed: int, epoch: int) -> list[list[int]]:
     return [order[start : start + size].tolist() for start in range(0, len(order) - size + 1, size)]
 
 
-def image_cache(split: Split, megabytes: int) -> ImageCache:
-    """A cache filled with the split's images when all of them fit, else an empty one."""
-    if not len(split) or not megabytes:
+def watch_bad_images(run: Run, split: Split) -> BadImages | None:
+    """The tally of unreadable images where they are to be skipped, None where they stop the training.
+
+    Their names go to the terminal, from whatever process, and into logs/bad_images.txt.
+    """
+    if run.config.data.on_bad_image != "skip":
+        return None
+
+    def report(text: str) -> None:
+        if distributed.is_main():
+            run.note(text)
+        else:
+            print(text, file=sys.stderr)
+        path = run.folder / "logs" / "bad_images.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{text}\n")
+
+    return BadImages(split, run.config.data.bad_image_limit, report)
+
+
+def image_cache(split: Split, config: DataConfig) -> ImageCache:
+    """In a folder when one is named; else in memory, filled with the split's images when all of them fit; else empty.
+
+    Raises GwsssError for an image that cannot be read, unless those are skipped.
+    """
+    if not len(split) or not config.cache_mb:
         return ImageCache()
-    sizes = []
+    if config.cache_dir is not None:
+        return DiskCache(config.cache_dir, config.cache_mb)
+    skip_bad, sizes = config.on_bad_image == "skip", []
     for record in split.records[:: max(len(split) // _SAMPLE, 1)]:
-        with record.located():
+        with suppress(*([GwsssError] if skip_bad else [])), record.located():
             sizes.append(read_size(record.image))
-    need = 3 * len(split) * sum(width * height for width, height in sizes) / len(sizes)
-    if need > 0.9 * megabytes * 2**20:
+    need = 3 * len(split) * sum(width * height for width, height in sizes) / max(len(sizes), 1)
+    if need > 0.9 * config.cache_mb * 2**20:
         return ImageCache()
-    cache = ImageCache(megabytes)
-    cache.preload(split.records)
+    cache = ImageCache(config.cache_mb)
+    cache.preload(split.records, skip_bad)
     return cache

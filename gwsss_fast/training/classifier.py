@@ -17,7 +17,7 @@ from gwsss_fast.data.transforms import ClassifierTransform
 from gwsss_fast.GroupGNN import GroupGNN, GroupOutput
 from gwsss_fast.losses import group_loss
 from gwsss_fast.models.group_classifier import GroupClassifier
-from gwsss_fast.training.batches import consecutive, epochs_of_batches, image_cache, image_ids
+from gwsss_fast.training.batches import consecutive, epochs_of_batches, image_cache, image_ids, watch_bad_images
 from gwsss_fast.training.build import build_classifier
 from gwsss_fast.training.loop import Trainer
 from gwsss_fast.training.online_maps import OnlineMaps
@@ -60,12 +60,14 @@ def train_classifier(run: Run, resume: bool = False) -> str:
         trainer.record["initialised_from"] = {"classifier": source}
         if online is not None:
             online.restore(content.get("online_maps", {}))
-    dataset = GroupDataset(split, sampler, transform, config.seed, image_cache(split, config.data.cache_mb))
+    bad = watch_bad_images(run, split)
+    cache = image_cache(split, config.data)
+    dataset = GroupDataset(split, sampler, transform, config.seed, cache, bad.limit if bad else None)
 
     def batches(start: int) -> Iterator[Share]:
         groups = consecutive(len(dataset), options.groups)
-        pin = run.device.type == "cuda"
-        return epochs_of_batches(dataset, lambda epoch: groups, start, trainer.epoch_steps, config.data.workers, pin)
+        pin, workers = run.device.type == "cuda", config.data.workers
+        return epochs_of_batches(dataset, lambda epoch: groups, start, trainer.epoch_steps, workers, pin, bad)
 
     measure = torch.compile(group_loss, fullgraph=True) if config.training.compile else group_loss
 

@@ -17,7 +17,7 @@ from gwsss_fast.data.transforms import SegmenterTransform
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.models.backbones import build_backbone, check_backbone
 from gwsss_fast.models.deeplab import DeepLabV2, MultiScale, segmentation_loss, valid_pixels
-from gwsss_fast.training.batches import epochs_of_batches, image_cache, image_ids, shuffled
+from gwsss_fast.training.batches import epochs_of_batches, image_cache, image_ids, shuffled, watch_bad_images
 from gwsss_fast.training.build import load_classifier
 from gwsss_fast.training.checkpoints import check_classes, load_checkpoint, restore_model
 from gwsss_fast.training.loop import Trainer
@@ -48,15 +48,16 @@ def train_segmenter(run: Run, split: Split, resume: bool = False) -> str:
     if not resume:
         run.discard("segmenter")
     transform = SegmenterTransform(options.crop, options.scales, options.flip, options.color_jitter)
-    cache = image_cache(split, config.data.cache_mb)
-    dataset = SegmentationDataset(split, transform, config.seed, masks, cache)
+    bad = watch_bad_images(run, split)
+    cache = image_cache(split, config.data)
+    dataset = SegmentationDataset(split, transform, config.seed, masks, cache, bad.limit if bad else None)
 
     def batches(start: int) -> Iterator[Share]:
         def order(epoch: int) -> list[list[int]]:
             return shuffled(len(dataset), options.batch, config.seed, epoch)
 
         pin = run.device.type == "cuda"
-        return epochs_of_batches(dataset, order, start, trainer.epoch_steps, config.data.workers, pin)
+        return epochs_of_batches(dataset, order, start, trainer.epoch_steps, config.data.workers, pin, bad)
 
     resize: Literal["target", "logits"] = "target" if options.loss_resolution == "features" else "logits"
     measure = torch.compile(segmentation_loss, fullgraph=True) if config.training.compile else segmentation_loss
