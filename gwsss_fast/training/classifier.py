@@ -79,7 +79,7 @@ def train_classifier(run: Run, resume: bool = False) -> str:
         numbers = {"steps": 0} if plain else {"draws": graph_draws(gnn, part, config.seed, trainer.step)}
         out: GroupOutput = trainer.network(images, **numbers)
         if online is not None and not part.share.idle:
-            online.update(out, part.items["indices"])
+            online.update(out, part.share.items["indices"][part.inside])
         weights = PARTS["loss_initial"] if plain else options.loss_weights
         total = measure(out, labels, weights, options.loss_reduction) * part.weight
         with torch.no_grad():

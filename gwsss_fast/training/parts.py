@@ -29,12 +29,14 @@ class Share:
 class Part:
     """What is computed at a time.
 
-    weight: a mean over the items times this, summed over the parts of a process and averaged over the processes as
-    DistributedDataParallel does, is the mean over the batch.
+    rows: (n,) positions in the batch. inside: which of the share's items these are. weight: a mean over the items times
+    this, summed over the parts of a process and averaged over the processes as DistributedDataParallel does, is the
+    mean over the batch.
     """
 
     items: dict[str, Tensor]
     rows: Tensor
+    inside: slice
     weight: float
     share: Share
 
@@ -53,7 +55,7 @@ def split(share: Share, parts: int, device: torch.device) -> list[Part]:
         first, last = int(index[0]), int(index[-1]) + 1
         items = {name: value[first:last].to(device, non_blocking=True) for name, value in share.items.items()}
         weight = 0.0 if share.idle else (last - first) * distributed.size() / share.total
-        made.append(Part(items, torch.tensor(share.rows[first:last]), weight, share))
+        made.append(Part(items, torch.tensor(share.rows[first:last]), slice(first, last), weight, share))
     return made
 
 
