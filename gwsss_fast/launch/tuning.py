@@ -172,7 +172,9 @@ def tune(name: str, card: str, key: Key, candidates: Sequence[Tiles], run: Calla
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # Triton prints the whole program that ptxas refused
                 timed.append((measure(functools.partial(run, tiles)), number))
-        except _refusals() as error:
+        except (*_refusals(), RuntimeError) as error:
+            if type(error) is RuntimeError and "PassManager::run failed" not in str(error):
+                raise  # nothing that the compiler gave up on
             log.info("%s: %s cannot run: %s", name, tiles, str(error).splitlines()[0] if str(error) else error)
     if not timed:
         return candidates[0]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from triton.runtime.errors import OutOfResources
 
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.launch import tuning
@@ -131,27 +132,31 @@ def test_tuning_another_key_keeps_the_first_row(monkeypatch: pytest.MonkeyPatch)
     assert [row["key"]["C"] for row in rows] == [128, 64]
 
 
-def test_candidates_that_the_card_refuses_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    from triton.runtime.errors import OutOfResources
-
+@pytest.mark.parametrize(
+    "refusal",
+    [OutOfResources(300000, 232448, "shared memory"), RuntimeError("PassManager::run failed")],
+    ids=["resources", "compiler"],
+)
+def test_candidates_that_the_card_refuses_are_passed_over(refusal: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GWSSS_AUTOTUNE", "1")
     fake_times(monkeypatch, {})
 
     def run(chosen: Tiles) -> None:
-        raise OutOfResources(300000, 232448, "shared memory")
+        raise refusal
 
     assert tiles((SMALLER,), run) == HEURISTIC
     assert not tuning.own_folder().exists()
 
 
-def test_an_error_of_the_kernel_itself_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError])
+def test_an_error_of_the_kernel_itself_is_not_hidden(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GWSSS_AUTOTUNE", "1")
     fake_times(monkeypatch, {})
 
     def run(chosen: Tiles) -> None:
-        raise ValueError("a mistake in the launcher")
+        raise kind("a mistake in the launcher")
 
-    with pytest.raises(ValueError, match="a mistake"):
+    with pytest.raises(kind, match="a mistake"):
         tiles((SMALLER,), run)
 
 
