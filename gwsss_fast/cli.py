@@ -37,6 +37,7 @@ VERBS = {
     "pseudo": "pseudo",
     "evaluate": "evaluate",
     "predict": "predict",
+    "export-model": "export_model",
     "localize": "localize",
     "serve": "serve",
     "report": "report_run",

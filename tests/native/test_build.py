@@ -193,7 +193,7 @@ def test_the_example_in_cpp_finds_links_and_runs(tmp_path: Path) -> None:
     assert source is not None
     tools = build.find_tools(source)
     folder = tmp_path / "build"
-    configure = [tools.cmake, "-S", source / "csrc" / "example", "-B", folder, f"-DCMAKE_PREFIX_PATH={path.parents[1]}"]
+    configure = [tools.cmake, "-S", source / "csrc/examples", "-B", folder, f"-DCMAKE_PREFIX_PATH={path.parents[1]}"]
     generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tools.ninja}"] if tools.ninja else []
     for command in (
         [*configure, f"-DCMAKE_CXX_COMPILER={tools.compiler}", *generator],
