@@ -172,7 +172,7 @@ def tune(name: str, card: str, key: Key, candidates: Sequence[Tiles], run: Calla
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # Triton prints the whole program that ptxas refused
                 timed.append((measure(functools.partial(run, tiles)), number))
-        except (*_refusals(), RuntimeError) as error:
+        except _refusals() as error:
             if type(error) is RuntimeError and "PassManager::run failed" not in str(error):
                 raise  # nothing that the compiler gave up on
             log.info("%s: %s cannot run: %s", name, tiles, str(error).splitlines()[0] if str(error) else error)
@@ -189,7 +189,7 @@ def _refusals() -> tuple[type[Exception], ...]:
     from triton.compiler.errors import CompilationError
     from triton.runtime.errors import OutOfResources, PTXASError
 
-    return OutOfResources, PTXASError, CompilationError
+    return OutOfResources, PTXASError, CompilationError, RuntimeError
 
 
 def keep(card: str, name: str, key: Key, tiles: Tiles) -> None:
