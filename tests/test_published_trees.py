@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from gwsss_fast import check_data, localize
+from gwsss_fast.data import coco
 from gwsss_fast.data.dataset import open_dataset
 from tests.command_line import STAGES, metrics, run_train
 from tests.published_trees import make_coco2014, make_cub, make_voc2012
@@ -22,7 +23,10 @@ TREES = {
 
 
 @pytest.mark.parametrize("tree", TREES)
-def test_every_stage(tree: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_stage(
+    tree: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coco, "cache_folder", lambda: tmp_path / "cache")  # an index of a test is of no use later
     data, run = TREES[tree](tmp_path / "data"), tmp_path / "run"
     assert check_data.main([str(data)]) == 0
     assert run_train(data, run, *SHORT) == 0

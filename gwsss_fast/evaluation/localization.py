@@ -165,9 +165,9 @@ def map_overlaps(
     """
     # tau * max is cut to a whole grey level, so at most 256 of the thresholds differ
     cuts, of_cut = np.unique((thresholds * levels.max()).astype(np.int64), return_inverse=True)
-    at_cut = np.empty((len(all_contours), len(cuts)))
+    at_cut, euler = np.empty((len(all_contours), len(cuts))), _euler_numbers(levels)
     for column, cut in enumerate(cuts.tolist()):
-        contours = _Contours(levels, cut)
+        contours = _Contours(levels, cut, int(euler[cut]))
         for row, every in enumerate(all_contours):
             at_cut[row, column] = box_iou(contours.every() if every else contours.largest(), truth).max()
     return list(at_cut[:, of_cut])
@@ -201,8 +201,9 @@ def boxes_above(
     x1 and y1 are clipped to the last column and row, and a box 0 0 0 0 stands for an empty mask, as published. With
     all_contours also the boxes of holes' contours, else only the box of the contour with the largest area.
     """
+    euler = _euler_numbers(levels)
     for cut in cuts.tolist():
-        contours = _Contours(levels, cut)
+        contours = _Contours(levels, cut, int(euler[cut]))
         yield contours.every() if all_contours else contours.largest()
 
 
@@ -227,16 +228,20 @@ def resized(boxes: NDArray[np.float64], size: ArrayLike, index: int = 0) -> NDAr
 
 
 class _Contours:
-    """Boxes of the contours of the pixels above `cut`; what both kinds need is computed once."""
+    """Boxes of the contours of the pixels above `cut`; what both kinds need is computed once.
 
-    def __init__(self, levels: NDArray[np.uint8], cut: int) -> None:
-        mask = levels > cut
+    euler: the mask's Euler number, which tells how many holes there are to look for.
+    """
+
+    def __init__(self, levels: NDArray[np.uint8], cut: int, euler: int) -> None:
+        mask, self.euler = levels > cut, euler
         self.most = np.array([mask.shape[1] - 1, mask.shape[0] - 1] * 2)
         self.empty = not mask.any()
         if not self.empty:  # work on the occupied part only: most cuts are high and leave little
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             self.corner = np.array([columns[0], rows[0]] * 2)
             self.mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            self.whole = np.array([[0, 0, *self.mask.shape[::-1]]])
 
     @cached_property
     def components(self) -> tuple[NDArray[np.int32], int]:
@@ -244,37 +249,61 @@ class _Contours:
         return ndimage.label(self.mask, _EIGHT_NEIGHBOURS)
 
     @cached_property
-    def background(self) -> tuple[NDArray[np.int32], int]:
-        """4-connected, with a frame of background around the mask, whose region is the first."""
-        return ndimage.label(np.pad(~self.mask, 1, constant_values=True))
+    def background(self) -> NDArray[np.int32]:
+        """4-connected regions, with a frame of background around the mask, whose region is the first."""
+        return ndimage.label(np.pad(~self.mask, 1, constant_values=True))[0]
 
     def largest(self) -> NDArray[np.int64]:
         """(1, 4)"""
         if self.empty:
             return np.zeros((1, 4), np.int64)
         components, count = self.components
-        if count > 1 and self.background[1] > 1:
-            filled = (self.background[0] != 1)[
-                1:-1, 1:-1
-            ]  # what lies in a hole vanishes: it is smaller than what holds it
+        if count > max(self.euler, 1):
+            # what lies in a hole vanishes: it is smaller than what holds it
+            filled = (self.background != 1)[1:-1, 1:-1]
             components, count = ndimage.label(filled, _EIGHT_NEIGHBOURS)
         if count == 1:
-            return self._placed(np.array([[0, 0, self.mask.shape[1], self.mask.shape[0]]]))
+            return self._placed(self.whole)
         return self._placed(_largest_box(components, count))
 
     def every(self) -> NDArray[np.int64]:
         """(m, 4)"""
         if self.empty:
             return np.zeros((1, 4), np.int64)
-        boxes = _slices_to_boxes(ndimage.find_objects(self.components[0]))
-        if self.background[1] > 1:
+        components, count = self.components
+        boxes = self.whole if count == 1 else _slices_to_boxes(ndimage.find_objects(components))
+        if count > self.euler:
             # a hole's contour is the ring around it: one pixel further on every side; the frame shifted all by one
-            holes = _slices_to_boxes(ndimage.find_objects(self.background[0])[1:])
+            holes = _slices_to_boxes(ndimage.find_objects(self.background)[1:])
             boxes = np.concatenate([boxes, holes + np.array([-2, -2, 0, 0])])
         return self._placed(boxes)
 
     def _placed(self, boxes: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.minimum(boxes + self.corner, self.most)
+
+
+def _euler_numbers(levels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """(256,): components less holes of the 8-connected masks levels > 0, > 1, ..., > 255.
+
+    A mask's number is (q1 - q3 - 2 qd) / 4, where q1, q3 and qd count the squares of 2 x 2 pixels with one, three, and
+    two diagonal pixels in it (Gray 1971); the k-th largest pixel of a square says for which masks it has k in it.
+    """
+    padded = np.pad(levels, 1)
+    a, b, c, d = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
+    outer, inner = (np.maximum(a, b), np.maximum(c, d)), (np.minimum(a, b), np.minimum(c, d))
+    middle = np.minimum(*outer), np.maximum(*inner)
+    one, three = _above(np.maximum(*outer), np.maximum(*middle)), _above(np.minimum(*middle), np.minimum(*inner))
+    diagonal = np.zeros(256, np.int64)
+    for pair, others in (((a, d), (b, c)), ((b, c), (a, d))):
+        low, high = np.maximum(*others), np.minimum(*pair)
+        diagonal += _above(high[high > low], low[high > low])
+    return (one - three - 2 * diagonal) // 4
+
+
+def _above(high: NDArray[np.uint8], low: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """(256,): for how many pairs the cut lies at low or above, and below high."""
+    counts = np.bincount(high.ravel(), minlength=256) - np.bincount(low.ravel(), minlength=256)
+    return np.append(counts[::-1].cumsum()[::-1][1:], 0)
 
 
 def _largest_box(components: NDArray[np.int32], count: int) -> NDArray[np.int64]:
