@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gwsss_fast import cli
+from gwsss_fast import cli, distributed
 from gwsss_fast.config import differences
 from gwsss_fast.data.dataset import Record, Split
 from gwsss_fast.data.images import read_mask, read_size
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _command(arguments: Sequence[str]) -> None:
     options, run = cli.open_stage(Arguments, "cam", arguments)
-    if options.format == "run" or not up_to_date(run):
+    if options.format == "run" or not distributed.on_main(lambda: up_to_date(run)):
         cli.run_stage(run, "cam", make_maps)
     if options.format != "run":
         convert(run, options.format)
@@ -66,37 +66,60 @@ def up_to_date(run: Run) -> bool:
 def make_maps(run: Run, resume: bool = False) -> None:
     """Write cams/ID.npy of every image and metrics["cam"].
 
-    resume: keep the files of an interrupted run that cams/progress.npz vouches for and make the others, with the same
-    maps and scores as without the interruption. After a crash up to `RECORD_EVERY` images are made again.
-    Ctrl-C takes effect after the forward pass at hand, a second one at once.
+    resume: keep the files of an interrupted run that cams/progress*.npz vouch for and make the others, with the same
+    maps and scores as without the interruption, whatever the numbers of processes. After a crash up to `RECORD_EVERY`
+    images a process are made again. Ctrl-C takes effect after the forward pass at hand, a second one at once.
     """
     split, scoring = run.map_split, run.data.scoring
     sweeps = Sweeps(len(run.data.classes))
-    done = sweeps.load(run.map_progress) if resume else []
-    made = frozenset(done)
-    if missing_files([run.map_file(record) for record in split.records if record.id in made]):
-        sweeps, done, made = Sweeps(len(run.data.classes)), [], frozenset()
-    found = run_maps(run, split, made)
+    before = distributed.on_main(lambda: earlier_progress(run, sweeps)) if resume else []
+    found = run_maps(run, split, frozenset(before))
     run.begin("cam", resume)
-    if not done:
+    if before:
+        distributed.on_main(lambda: join_progress(run, sweeps, before))
+    else:
         run.discard("cam")
+    done = before if distributed.is_main() else []  # what the counts of this process stand for
     scored = {record.id for record in scoring.records} if scoring else set()
-    with deferred_interrupt() as stopped, Reporter("cam", len(split), len(done), console=run.console) as bar:
+    bar = Reporter("cam", len(split), len(before), console=run.console, shared=True)
+    with deferred_interrupt() as stopped, bar:
         for record, cams in found:
             save_maps(run.map_file(record), cams, high_res=run.config.cam.high_res)
             if record.id in scored:
                 sweeps.update(cams, record)
             done.append(record.id)
             bar.advance()
-            if stopped.is_set() or len(done) % RECORD_EVERY == 0:
+            problem = stopped.problem()
+            if problem is not None or len(done) % RECORD_EVERY == 0:
                 sweeps.save(run.map_progress, done)
-            if stopped.is_set():
-                raise stopped.kind
+            if problem is not None:
+                raise problem
+    sweeps.add_up()
     if scoring:
         run.add_metrics(cam=sweeps.metrics())
     else:
         run.note("cam: the training images have no masks, so the maps are not scored")
     run.map_progress.unlink(missing_ok=True)
+
+
+def earlier_progress(run: Run, sweeps: Sweeps) -> list[str]:
+    """The images that an interrupted stage has done, whose counts `sweeps` takes over; none where files are missing."""
+    done = sweeps.load(run.map_progress_files())
+    made = frozenset(done)
+    if missing_files([run.map_file(record) for record in run.map_split.records if record.id in made]):
+        sweeps.clear()
+        return []
+    return done
+
+
+def join_progress(run: Run, sweeps: Sweeps, done: Sequence[str]) -> None:
+    """One file for the progress of all processes."""
+    files = run.map_progress_files()
+    if files != [run.map_progress]:
+        sweeps.save(run.map_progress, done)
+        for path in files:
+            if path != run.map_progress:
+                path.unlink()
 
 
 def run_maps(run: Run, split: Split, skip: Collection[str] = ()) -> Iterator[tuple[Record, CamSet]]:
@@ -137,9 +160,7 @@ def _online_maps(run: Run, split: Split, skip: Collection[str]) -> Iterator[tupl
     stored = load_checkpoint(run.classifier_checkpoint).get("online_maps")
     if not stored:
         raise GwsssError(f"{run.classifier_checkpoint} holds no accumulated maps; train with --cam.oaa true")
-    for record in split.records:
-        if record.id in skip:
-            continue
+    for record in distributed.share([record for record in split.records if record.id not in skip]):
         if record.id not in stored:
             raise GwsssError(f"{run.classifier_checkpoint} holds no maps of {record.id}; it was not trained on")
         width, height = read_size(record.image)
@@ -155,7 +176,11 @@ class Sweeps:
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
-        self.sweeps = {name: ThresholdSweep(classes + 1) for name in READOUTS}
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all images."""
+        self.sweeps = {name: ThresholdSweep(self.classes + 1) for name in READOUTS}
 
     def update(self, cams: CamSet, record: Record) -> None:
         """Add an image that has a mask."""
@@ -171,19 +196,28 @@ class Sweeps:
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **content)
 
-    def load(self, path: Path) -> list[str]:
-        """Take over the counts of `save` and give its ids; none when there is no such file or it does not fit."""
-        try:
-            with np.load(path) as stored:
-                counts = {name: stored[name] for name in self.sweeps}
-                done = stored["done"].tolist()
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-            return []
-        if any(counts[name].shape != sweep.histogram.shape for name, sweep in self.sweeps.items()):
-            return []
-        for name, sweep in self.sweeps.items():
-            sweep.histogram = counts[name]
+    def load(self, paths: Sequence[Path]) -> list[str]:
+        """Take over the counts of the files of `save` and give their ids; a file that does not fit adds nothing, nor
+        does one whose images an earlier one of `paths` holds: it was added to that and not removed yet."""
+        done: list[str] = []
+        for path in paths:
+            try:
+                with np.load(path) as stored:
+                    counts = {name: stored[name] for name in self.sweeps}
+                    more = stored["done"].tolist()
+            except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+                continue
+            fits = all(counts[name].shape == sweep.histogram.shape for name, sweep in self.sweeps.items())
+            if fits and set(more).isdisjoint(done):
+                for name, sweep in self.sweeps.items():
+                    sweep.histogram += counts[name]
+                done += more
         return done
+
+    def add_up(self) -> None:
+        """Let the counts be those of all processes."""
+        for sweep in self.sweeps.values():
+            distributed.add_counts(sweep.histogram)
 
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Per readout miou, best_threshold and curve, in percent."""
@@ -227,7 +261,7 @@ def score_validation_maps(run: Run) -> None:
     tags = [tuple(np.flatnonzero(row).tolist()) for row in found]
     guessed = replace(split, records=tuple(replace(r, labels=t) for r, t in zip(split.records, tags, strict=True)))
     scores = {}
-    with Reporter("maps on val", 2 * len(split), console=run.console) as bar:
+    with Reporter("maps on val", 2 * len(split), console=run.console, shared=True) as bar:
         for name, version in (("tags", split), ("predicted", guessed)):
             sweep = ThresholdSweep(len(run.data.classes) + 1)
             for record, cams in classifier_maps(run, model, version):
@@ -235,6 +269,8 @@ def score_validation_maps(run: Run) -> None:
                 target = read_mask(record.mask, len(run.data.classes))
                 update_sweep(sweep, cams, "ensemble", target)
                 bar.advance()
+                distributed.check()
+            distributed.add_counts(sweep.histogram)
             scores[name] = sweep_metrics(sweep)
     run.add_metrics(cam_val=scores)
 
@@ -242,12 +278,14 @@ def score_validation_maps(run: Run) -> None:
 def convert(run: Run, layout: str) -> None:
     """Write the run's maps in another project's format."""
     folder = run.folder / f"cams-{layout}"
-    for record in run.map_split.records:
+    for record in distributed.share(run.map_split.records):
+        distributed.check()
         cams = load_maps(run.map_file(record))
         if layout == "oaa":
             save_oaa(folder, record.id, cams)
         else:
             save_maps(folder / f"{record.id}.npy", cams, layout)
+    distributed.wait()
     run.note(f"maps in the format of {layout}: {folder}")
 
 

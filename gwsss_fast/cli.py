@@ -10,7 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -29,7 +29,7 @@ from gwsss_fast.ops import backend as use_backend
 from gwsss_fast.training.checkpoints import load_checkpoint
 from gwsss_fast.training.precision import check_precision, choose_device, set_threads
 from gwsss_fast.training.runs import STAGES, Run, environment, open_data
-from gwsss_fast.training.signals import Terminated
+from gwsss_fast.training.signals import Terminated, terminating
 
 VERBS = {
     "train": "train",
@@ -138,6 +138,14 @@ def open_stage(kind: type[_Stage], verb: str, arguments: Sequence[str]) -> tuple
 
     Raises GwsssError when neither a run nor a checkpoint is given, or when one of them cannot be used.
     """
+    options = distributed.on_main(lambda: _stage_options(kind, verb, arguments))
+    folder, checkpoint = peek(arguments, "--run"), peek(arguments, "--checkpoint")
+    run = open_run(Path(folder or str(options.config.output)), options.config)
+    run.checkpoint = Path(checkpoint) if checkpoint else None
+    return options, run
+
+
+def _stage_options(kind: type[_Stage], verb: str, arguments: Sequence[str]) -> _Stage:
     prog, wants_help = f"gwsss-fast {verb}", bool({"-h", "--help"} & set(arguments))
     folder, checkpoint = peek(arguments, "--run"), peek(arguments, "--checkpoint")
     base = Config()
@@ -152,15 +160,11 @@ def open_stage(kind: type[_Stage], verb: str, arguments: Sequence[str]) -> tuple
     config = absolute_paths(check(options.config, "command line"))
     if folder is not None:
         refuse_changes(base, config, Path(folder), lambda stage: stage != verb)
-        run = open_run(Path(folder), config)
-        run.checkpoint = Path(checkpoint) if checkpoint else None
     else:
         if config.output is None:
             raise GwsssError(f"{prog} --checkpoint needs --output DIR, a new folder for what it makes")
         refuse_existing(Path(config.output))
-        run = open_run(Path(config.output), config)
-        run.checkpoint = Path(str(checkpoint))
-    return options, run
+    return replace(options, config=config)
 
 
 def stored_config(folder: Path) -> Config:
@@ -223,11 +227,12 @@ def run_stage(run: Run, stage: str, body: Callable[[Run], None]) -> None:
     """
     start, spent = time.perf_counter(), run.metrics().get("interrupted", {}).get(stage, 0.0)
     try:
-        with use_backend(run.config.backend):
+        with use_backend(run.config.backend), terminating():
             body(run)
     except KeyboardInterrupt:
-        if run.folder.is_dir():
-            run.add_metrics(interrupted={stage: round(spent + time.perf_counter() - start, 2)})
+        if distributed.is_main() and run.folder.is_dir():
+            with distributed.alone():  # the others may not come here
+                run.add_metrics(interrupted={stage: round(spent + time.perf_counter() - start, 2)})
         raise
     metrics = run.metrics()
     run.add_metrics(

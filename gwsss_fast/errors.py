@@ -6,3 +6,7 @@ class GwsssError(ValueError):
 
     Commands print it without a traceback and exit with status 2.
     """
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has come, as from a batch system whose time is up."""

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gwsss_fast import cli
+from gwsss_fast import cli, distributed
 from gwsss_fast.cam import Sweeps, score_validation_maps
 from gwsss_fast.config import DataConfig
 from gwsss_fast.data.ahead import read_ahead
@@ -86,19 +86,26 @@ def _command(arguments: Sequence[str]) -> None:
         cli.run_stage(run, "evaluate", evaluate)
         cli.print_summary(run)
         return
-    options = cli.parse(Arguments, Arguments(), arguments, "gwsss-fast evaluate", Arguments.__doc__ or "")
-    if options.voc_results is not None:
-        raise GwsssError("--voc-results needs --run DIR, whose segmenter predicts the test images")
-    if (options.cams is None) == (options.masks is None):
-        raise GwsssError("gwsss-fast evaluate needs one of --run DIR, --cams DIR and --masks DIR")
+    options = distributed.on_main(lambda: read_arguments(arguments))
     set_pixel_limit(options.data.max_megapixels)
-    data = open_data(options.data)
+    data = distributed.main_first(lambda: open_data(options.data))
     split = data.splits.get(options.split)
     if split is None:
         raise GwsssError(f"{data.root} has no split {options.split}; it has {', '.join(data.splits)}")
     split = with_masks(split)
     table = score_maps(split, options) if options.cams else score_masks(split, options)
-    Console().print(table)
+    if distributed.is_main():
+        Console().print(table)
+
+
+def read_arguments(arguments: Sequence[str]) -> Arguments:
+    """The command line. Raises GwsssError where it does not name one thing to score."""
+    options = cli.parse(Arguments, Arguments(), arguments, "gwsss-fast evaluate", Arguments.__doc__ or "")
+    if options.voc_results is not None:
+        raise GwsssError("--voc-results needs --run DIR, whose segmenter predicts the test images")
+    if (options.cams is None) == (options.masks is None):
+        raise GwsssError("gwsss-fast evaluate needs one of --run DIR, --cams DIR and --masks DIR")
+    return options
 
 
 def with_masks(split: Split) -> Split:
@@ -106,7 +113,7 @@ def with_masks(split: Split) -> Split:
     known = [number for number, record in enumerate(split.records) if record.mask is not None]
     if not known:
         raise GwsssError(f"no image of split {split.name} has a mask to score against")
-    if len(known) < len(split):
+    if len(known) < len(split) and distributed.is_main():
         words = f"{len(known)} of the {len(split)} images of split {split.name} have masks; only they are scored"
         print(words, file=sys.stderr)
     return split.subset(known)
@@ -131,7 +138,7 @@ def evaluate(run: Run) -> None:
     run.add_metrics(
         segmentation=scores[0], segmentation_tags=scores[1], segmentation_network=scores[2] if scores[2:] else {}
     )
-    if run.config.evaluate.val_maps and run.classifier_checkpoint.is_file():
+    if run.config.evaluate.val_maps and distributed.on_main(run.classifier_checkpoint.is_file):
         score_validation_maps(run)
 
 
@@ -145,8 +152,8 @@ def predict_split(run: Run, split: Split) -> list[np.ndarray] | None:
     if 0 < scored < len(split):
         run.note(f"evaluate: {scored} of the {len(split)} validation images have masks; only they are scored")
     found = np.zeros((3 if options.crf else 2, classes, classes), np.int64)
-    with Reporter("evaluate", len(split), console=run.console) as bar:
-        for record, before, scores in predict_records(run, model, split.records):
+    with Reporter("evaluate", len(split), console=run.console, shared=True) as bar:
+        for record, before, scores in predict_records(run, model, distributed.share(split.records)):
             prediction = scores.argmax(0).astype(np.uint8)
             save_mask(run.prediction_file(record), prediction)
             if record.mask is not None:
@@ -156,6 +163,8 @@ def predict_split(run: Run, split: Split) -> list[np.ndarray] | None:
                 if options.crf:
                     found[2] += confusion_matrix(before.argmax(0).astype(np.uint8), target, classes)
             bar.advance()
+            distributed.check()
+    distributed.add_counts(found)
     return list(found) if scored else None
 
 
@@ -177,17 +186,20 @@ def predict_test(run: Run, test_list: str, output: Path) -> None:
 
     Raises GwsssError when `output` holds anything, or the list or one of its images does not exist.
     """
-    cli.refuse_existing(output)
+    distributed.on_main(lambda: cli.refuse_existing(output))
     records = read_test_list(test_list, run.data.root)
     model = load_segmenter(run.config, run.segmenter_checkpoint, run.data.classes).to(run.device)
-    with Reporter("test", len(records), console=run.console) as bar:
-        for record, _, scores in predict_records(run, model, records):
+    with Reporter("test", len(records), console=run.console, shared=True) as bar:
+        for record, _, scores in predict_records(run, model, distributed.share(records)):
             save_mask(output / RESULTS / f"{record.id}.png", scores.argmax(0).astype(np.uint8))
             bar.advance()
-    faults = check_results(output, records, len(run.data.classes))
+            distributed.check()
+    distributed.wait()
+    faults = distributed.on_main(lambda: check_results(output, records, len(run.data.classes)))
     if faults:
         raise GwsssError(f"{faults[0]} ({len(faults)} faults in all)")
-    print(f"{len(records)} masks, checked: {output / RESULTS}")
+    if distributed.is_main():
+        print(f"{len(records)} masks, checked: {output / RESULTS}")
 
 
 def probabilities_of(run: Run, model: DeepLabV2, image: Image.Image) -> NDArray[np.float32]:
@@ -214,12 +226,14 @@ def mask_metrics(confusion: np.ndarray, classes: Sequence[str], policy: str) -> 
 
 def score_maps(split: Split, options: Arguments) -> Table:
     """Threshold sweep of the maps in a folder, and their mIoU after a CRF at the best threshold."""
-    read = open_maps(str(options.cams), split.records)
-    sweeps = Sweeps(len(split.classes))
-    with Reporter("maps", len(split)) as bar:
-        for record in split.records:
+    read = distributed.main_first(lambda: open_maps(str(options.cams), split.records))
+    records, sweeps = distributed.share(split.records), Sweeps(len(split.classes))
+    with Reporter("maps", len(split), shared=True) as bar:
+        for record in records:
             sweeps.update(read(record), record)
             bar.advance()
+            distributed.check()
+    sweeps.add_up()
     table = Table("maps", "mIoU %", "best threshold", title=_title(options.cams, split))
     metrics = sweeps.metrics()
     for name, scores in metrics.items():
@@ -228,20 +242,23 @@ def score_maps(split: Split, options: Arguments) -> Table:
         threshold, classes = metrics["ensemble"]["best_threshold"], len(split.classes) + 1
         confusion = np.zeros((classes, classes), np.int64)
         settings = PseudoOptions(threshold=threshold)
-        with Reporter(f"CRF {options.crf}", len(split)) as bar:
-            for batch in read_ahead(split.records, partial(_maps_and_image, read), torch.get_num_threads()):
+        with Reporter(f"CRF {options.crf}", len(split), shared=True) as bar:
+            for batch in read_ahead(records, partial(_maps_and_image, read), torch.get_num_threads()):
                 inputs = [given for _, given in batch]
                 labels = pseudo_labels(inputs, background="threshold", options=settings, crf=options.crf)
                 for (record, _), label in zip(batch, labels, strict=True):
                     confusion += confusion_matrix(label, _target(record, classes), classes)
                     bar.advance()
+                    distributed.check()
+        distributed.add_counts(confusion)
         table.add_row(f"ensemble + CRF {options.crf}", f"{100 * segmentation_scores(confusion).miou:.2f}", "")
     return table
 
 
 def score_masks(split: Split, options: Arguments) -> Table:
     """mIoU, coverage and each class of the masks in a folder."""
-    files, classes = _files(split, Path(str(options.masks)), ".png"), len(split.classes) + 1
+    items = distributed.share([*zip(split.records, _files(split, Path(str(options.masks)), ".png"), strict=True)])
+    classes = len(split.classes) + 1
     confusion, covered = np.zeros((classes, classes), np.int64), []
     policy = options.ignored_prediction
 
@@ -249,8 +266,8 @@ def score_masks(split: Split, options: Arguments) -> Table:
         image = np.asarray(read_image(item[0].image)) if options.crf else None
         return read_mask(item[1], classes - 1), image
 
-    with Reporter("masks", len(split)) as bar:
-        for batch in read_ahead([*zip(split.records, files, strict=True)], read, torch.get_num_threads()):
+    with Reporter("masks", len(split), shared=True) as bar:
+        for batch in read_ahead(items, read, torch.get_num_threads()):
             masks = [mask for _, (mask, _) in batch]
             if options.crf:
                 probs = [label_probabilities(mask, classes, options.crf) for mask in masks]
@@ -260,10 +277,13 @@ def score_masks(split: Split, options: Arguments) -> Table:
                 covered.append(coverage(mask))
                 confusion += confusion_matrix(mask, _target(record, classes), classes, ignored_prediction=policy)
                 bar.advance()
+                distributed.check()
+    distributed.add_counts(confusion)
     metrics = mask_metrics(confusion, split.classes, options.ignored_prediction)
     table = Table("masks", "%", title=_title(options.masks, split))
     table.add_row("mIoU", f"{metrics['miou']:.2f}")
-    table.add_row(f"coverage (255 counts as {options.ignored_prediction})", f"{100 * float(np.mean(covered)):.2f}")
+    share = 100 * float(np.mean(distributed.unshare(covered)))
+    table.add_row(f"coverage (255 counts as {options.ignored_prediction})", f"{share:.2f}")
     table.add_row("pixel accuracy", f"{metrics['accuracy']:.2f}")
     for name, value in metrics["iou"].items():
         table.add_row(Text(f"  {name}"), "-" if value != value else f"{value:.2f}")

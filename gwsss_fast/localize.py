@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from gwsss_fast import cli, files
+from gwsss_fast import cli, distributed, files
 from gwsss_fast.config import Config, DataConfig, absolute_paths, read_config
 from gwsss_fast.data.boxes import clipped, read_box_file, read_class_file, true_boxes
 from gwsss_fast.data.dataset import DataSet, Record, Split
@@ -129,7 +129,8 @@ class Job:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return cli.run(lambda: _command(sys.argv[1:] if arguments is None else arguments))
+    given = sys.argv[1:] if arguments is None else arguments
+    return cli.run(lambda: distributed.on_main(lambda: _command(given)))
 
 
 def _command(arguments: Sequence[str]) -> None:

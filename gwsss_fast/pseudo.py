@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gwsss_fast import cli
+from gwsss_fast import cli, distributed
 from gwsss_fast.config import PseudoConfig
 from gwsss_fast.data.ahead import read_ahead
 from gwsss_fast.data.dataset import Record
@@ -43,16 +43,17 @@ def make_pseudo_labels(run: Run, resume: bool = False) -> None:
     Raises GwsssError when maps or saliency maps are missing; what was made before is untouched then.
     """
     split, scoring, classes = run.map_split, run.data.scoring, len(run.data.classes) + 1
-    read = map_reader(run)
+    read = distributed.main_first(lambda: map_reader(run))
     rule = check_background(run)
     run.begin("pseudo", resume)
     if not resume:
         run.discard("pseudo")
     scored = {record.id for record in scoring.records} if scoring else set()
     confusion, covered = np.zeros((classes, classes), np.int64), []
-    with Reporter("pseudo", len(split), console=run.console) as bar:
+    records = distributed.share(split.records)
+    with Reporter("pseudo", len(split), console=run.console, shared=True) as bar:
         prepare = partial(pseudo_input, run, read, rule)
-        for batch in read_ahead(split.records, prepare, torch.get_num_threads()):
+        for batch in read_ahead(records, prepare, torch.get_num_threads()):
             made = iter(run_rules(run, [given for _, given in batch if given is not None], rule))
             for record, given in batch:
                 file = run.pseudo_file(record)
@@ -65,7 +66,9 @@ def make_pseudo_labels(run: Run, resume: bool = False) -> None:
                     policy = run.config.evaluate.ignored_prediction
                     confusion += confusion_matrix(label, target, classes, ignored_prediction=policy)
                 bar.advance()
-    metrics = {"coverage": 100 * float(np.mean(covered)), "background": rule}
+                distributed.check()
+    distributed.add_counts(confusion)
+    metrics = {"coverage": 100 * float(np.mean(distributed.unshare(covered))), "background": rule}
     if scoring:
         metrics = {"miou": 100 * segmentation_scores(confusion).miou, **metrics}
     else:

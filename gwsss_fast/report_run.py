@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from gwsss_fast import cli
+from gwsss_fast import cli, distributed
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.report import build_report
 from gwsss_fast.training.build import load_classifier
@@ -26,8 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _command(arguments: Sequence[str]) -> None:
     _, run = cli.open_stage(cli.StageArguments, "report", arguments)
-    cli.run_stage(run, "report", write_report)
-    print(run.folder / "report.html")
+    cli.run_stage(run, "report", lambda run: distributed.on_main(lambda: write_report(run)))
+    if distributed.is_main():
+        print(run.folder / "report.html")
 
 
 def write_report(run: Run) -> None:

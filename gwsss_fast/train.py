@@ -25,7 +25,7 @@ from gwsss_fast.training.runs import STAGES, Run
 from gwsss_fast.training.segmenter import check_segmenter, train_segmenter
 
 RUNS = Path("runs")
-TOGETHER = ("classifier", "segmenter")  # stages that all processes work on; process 0 does the others
+ALONE = ("report",)  # stages that process 0 works on by itself
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def stage_function(stage: str, resume: bool) -> Callable[[Run], None]:
         "evaluate": evaluate,
         "report": write_report,
     }
-    return functions[stage] if stage in TOGETHER else lambda run: distributed.on_main(lambda: functions[stage](run))
+    return (lambda run: distributed.on_main(lambda: functions[stage](run))) if stage in ALONE else functions[stage]
 
 
 def remove_if_bare(folder: Path) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 
+from gwsss_fast import distributed
 from gwsss_fast.data.images import read_image
 from gwsss_fast.data.loading import checked, make_loader
 from gwsss_fast.data.map_files import strided_shape
@@ -72,6 +73,19 @@ class _Pending(NamedTuple):
     draws: int
 
 
+class _Draw(NamedTuple):
+    """What one group gave for an image whose groups are divided among processes.
+
+    number: of the forward pass, which orders them. maps: of the image's classes, of all where they are predicted.
+    logits: (L,). shape: the image's (H, W).
+    """
+
+    number: int
+    maps: _Readouts
+    logits: Tensor
+    shape: tuple[int, int]
+
+
 def generate_maps(
     model: nn.Module,
     split: Split,
@@ -89,7 +103,8 @@ def generate_maps(
     skip: Collection[str] = (),
     shape: tuple[int, int] | None = None,
 ) -> Iterator[tuple[Record, CamSet]]:
-    """Yield every record of `split` once with its maps, in the order in which they are finished.
+    """Yield every record of `split` once with its maps, in the order in which they are finished; of several processes
+    each yields some of them, and all have to exhaust what this returns.
 
     The groups are those of `sampler.cover(0), ..., sampler.cover(rounds - 1)`; every image of a group gets maps from
     it, and an image drawn several times the average of its sums. `groups` of them run in one forward pass. Maps are
@@ -119,19 +134,17 @@ def generate_maps(
     unmade = np.array([record.id not in skip for record in split.records])
     batches = [drawn[start : start + groups] for start in range(0, len(drawn), groups)]
     batches = [batch for batch in batches if unmade[batch].any()]
-    pending: dict[int, _Pending] = {}
-    for batch, (images, shapes) in zip(
-        batches, _load(split.records, batches, _transforms(size, scales), workers), strict=True
+    numbers = distributed.share(range(len(batches)))
+    own = [batches[number] for number in numbers]
+    images = _Images(split.records, predicted_labels, wanted, own)
+    for number, batch, (views, shapes) in zip(
+        numbers, own, _load(split.records, own, _transforms(size, scales), workers), strict=True
     ):
-        maps, logits = _run(model, [image.to(device) for image in images], flip, precision)
+        maps, logits = _run(model, [view.to(device) for view in views], flip, precision)
         for place in np.ndindex(batch.shape):
-            index = int(batch[place])
-            if not unmade[index]:
-                continue
-            known = None if predicted_labels else np.array(split.records[index].labels, dtype=np.int64)
-            pending[index] = _add(pending.get(index), maps, logits, place, known)
-            if pending[index].draws == wanted[index]:
-                yield split.records[index], _finish(pending.pop(index), shape or shapes[place])
+            if unmade[batch[place]]:
+                yield from images.add(int(batch[place]), number, maps, logits, place, shape or shapes[place])
+    yield from images.divided()
 
 
 def group_maps(
@@ -163,7 +176,8 @@ def predict_labels(model: nn.Module, split: Split, **options: Any) -> NDArray[np
 
     The classes whose sigmoid exceeds 0.5, and the most likely one. `options` are those of `predict_logits`.
     """
-    return _predicted(torch.cat([*predict_logits(model, split, **options)])).numpy().astype(np.uint8)
+    logits = distributed.unshare([*predict_logits(model, split, **options)])
+    return _predicted(torch.cat(logits)).numpy().astype(np.uint8)
 
 
 def predict_logits(
@@ -177,15 +191,19 @@ def predict_logits(
     precision: str = "fp32",
     workers: int = 0,
 ) -> Iterator[Tensor]:
-    """Logits (b, L) of every image by itself, batch after batch: the initial readout's, which others do not change."""
+    """Logits (b, L) of every image by itself, batch after batch: the initial readout's, which others do not change.
+
+    Of several processes each gives its share of the batches.
+    """
     _check((1.0,), size, 1, batch, precision)
     order = np.arange(len(split))[:, None]
     batches = [order[start : start + batch] for start in range(0, len(order), batch)]
-    for images, _ in _load(split.records, batches, _transforms(size, (1.0,)), workers):
+    for images, _ in _load(split.records, distributed.share(batches), _transforms(size, (1.0,)), workers):
         with torch.inference_mode(), evaluating(model), autocast(torch.device(device), precision):
             views = [images[0], images[0].flip(-1)] if flip else [images[0]]
             logits = torch.stack([model(view.to(device)).initial_logits.float() for view in views]).mean(0)
         yield logits[:, 0].cpu()
+        distributed.check()
 
 
 def _run(model: nn.Module, inputs: Sequence[Tensor], flip: bool, precision: str) -> tuple[_Readouts, Tensor]:
@@ -232,6 +250,58 @@ def _add(
         *([old + more for old, more in zip(a, b, strict=True)] for a, b in zip(before.sums, new, strict=True))
     )
     return _Pending(keys, both, before.draws + 1)
+
+
+class _Images:
+    """The images of a split on their way through their groups, of which this process runs those in `own`.
+
+    Several processes divide the forward passes that one would run, with the same groups in each. What the groups of an
+    image gave in different processes is brought together at the end and added in the order of one process, so that its
+    maps are the very same.
+
+    wanted: (n,) groups of each image in all processes.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], predicted: bool, wanted: NDArray[np.int64], own: Sequence[NDArray[np.int64]]
+    ) -> None:
+        self.records, self.predicted, self.wanted = records, predicted, wanted
+        self.here = np.bincount(np.concatenate([np.empty(0, np.int64), *map(np.ravel, own)]), minlength=len(records))
+        self.pending: dict[int, _Pending] = {}
+        self.draws: dict[int, list[_Draw]] = {}
+
+    def add(
+        self,
+        index: int,
+        number: int,
+        maps: _Readouts,
+        logits: Tensor,
+        place: tuple[int, ...],
+        shape: tuple[int, int],
+    ) -> Iterator[tuple[Record, CamSet]]:
+        """Add what the group of `place` in pass `number` gave; the image, when that was its last group."""
+        known = None if self.predicted else np.array(self.records[index].labels, dtype=np.int64)
+        if self.here[index] < self.wanted[index]:
+            alone = _add(None, maps, logits, place, np.arange(logits.shape[-1]) if known is None else known)
+            self.draws.setdefault(index, []).append(_Draw(number, alone.sums, logits[place].clone(), shape))
+            return
+        self.pending[index] = _add(self.pending.get(index), maps, logits, place, known)
+        if self.pending[index].draws == self.wanted[index]:
+            yield self.records[index], _finish(self.pending.pop(index), shape)
+
+    def divided(self) -> Iterator[tuple[Record, CamSet]]:
+        """The images with groups in several processes, of which each finishes some; all have to come here."""
+        indices = sorted({index for found in distributed.gather([*self.draws]) for index in found})
+        shares = [indices[number :: distributed.size()] for number in range(distributed.size())]
+        received = distributed.exchange([{i: self.draws[i] for i in each if i in self.draws} for each in shares])
+        for index in shares[distributed.rank()]:
+            draws = sorted((x for found in received for x in found.get(index, [])), key=lambda draw: draw.number)
+            labels = np.array(self.records[index].labels, dtype=np.int64)
+            done: _Pending | None = None
+            for draw in draws:
+                done = _add(done, draw.maps, draw.logits, (), None if self.predicted else np.arange(len(labels)))
+            assert done is not None
+            yield self.records[index], _finish(done if self.predicted else done._replace(keys=labels), draws[0].shape)
 
 
 def _finish(done: _Pending, shape: tuple[int, int]) -> CamSet:

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from gwsss_fast import files
+from gwsss_fast import distributed, files
 
 LINES = 10  # lines of progress where there is no terminal, at most
 PAUSE = 2.0  # seconds between two of them, at least
@@ -21,12 +21,16 @@ PAUSE = 2.0  # seconds between two of them, at least
 class Reporter:
     """A bar with loss and time left on a terminal; elsewhere one line at every tenth of the work. A context manager.
 
-    total: 0 where it is not known; then there are no lines.
+    total: 0 where it is not known; then there are no lines. shared: several processes do the work together; process 0
+    shows its own part as if all were as far. The others show nothing.
     """
 
-    def __init__(self, title: str, total: int, done: int = 0, console: Console | None = None) -> None:
+    def __init__(
+        self, title: str, total: int, done: int = 0, console: Console | None = None, *, shared: bool = False
+    ) -> None:
         self.title, self.total, self.done = title, total, done
-        self.console = console or Console(stderr=True)
+        self.pace = distributed.size() if shared else 1
+        self.console = console or Console(stderr=True, quiet=not distributed.is_main())
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -50,7 +54,9 @@ class Reporter:
 
     def advance(self, text: str = "", by: int = 1) -> None:
         """`by` more of `total` are done; `text` says how it stands."""
-        before, self.done = self.done, self.done + by
+        before, self.done = self.done, self.done + by * self.pace
+        if self.total:
+            self.done = min(self.done, self.total)
         self.progress.update(self.task, completed=self.done, text=text)
         if self.console.is_terminal or not self.total:
             return

@@ -49,8 +49,13 @@ class Run:
 
     @property
     def map_progress(self) -> Path:
-        """cams/progress.npz: how far stage cam has come; only there while it is unfinished."""
-        return self.folder / "cams" / "progress.npz"
+        """cams/progress.npz: how far this process has come in stage cam; only there while it is unfinished."""
+        number = f"-{distributed.rank()}" if distributed.rank() else ""
+        return self.folder / "cams" / f"progress{number}.npz"
+
+    def map_progress_files(self) -> list[Path]:
+        """The progress of all processes, that of process 0 first."""
+        return sorted((self.folder / "cams").glob("progress*.npz"), key=lambda path: (len(path.name), path.name))
 
     def map_file(self, record: Record) -> Path:
         """cams/ID.npy."""
@@ -140,7 +145,7 @@ class Run:
     def _other_files(self, stage: str) -> list[Path]:
         """What `stage` may leave besides."""
         if stage == "cam":
-            return [self.map_progress]
+            return self.map_progress_files()
         if stage in ("classifier", "segmenter"):
             folder = self.folder / stage
             return [*earlier_checkpoints(folder / "last.pt"), folder / "best.pt", folder / "weights.safetensors"]

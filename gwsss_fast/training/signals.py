@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from gwsss_fast import distributed
+from gwsss_fast.errors import Terminated
+
 HEEDED = (signal.SIGINT, signal.SIGTERM)
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM has come, as from a batch system whose time is up."""
 
 
 class Stop(threading.Event):
@@ -21,6 +20,27 @@ class Stop(threading.Event):
     def __init__(self) -> None:
         super().__init__()
         self.kind: type[KeyboardInterrupt] = KeyboardInterrupt
+
+    def problem(self) -> BaseException | None:
+        """What to raise: a signal has come, or another process of the job has ended."""
+        return self.kind() if self.is_set() else distributed.ended()
+
+
+@contextmanager
+def terminating() -> Iterator[None]:
+    """SIGTERM raises Terminated, as Ctrl-C raises KeyboardInterrupt, so that what is under way is put in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
