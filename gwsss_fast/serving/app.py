@@ -37,6 +37,7 @@ def build_app(
     from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 
     app = FastAPI(title="gwsss_fast", version=version, docs_url=None, redoc_url=None, redirect_slashes=False)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # what clients do wrong is theirs to know
     metrics = Metrics()
     service = _Service(worker, limits, metrics)
 

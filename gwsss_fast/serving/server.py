@@ -74,7 +74,7 @@ def make_server(application: Application, limits: Limits) -> uvicorn.Server:
         ws="none",
         lifespan="off",
         interface="asgi3",
-        log_level="warning",
+        log_level="error",  # what clients do wrong is theirs to know
         access_log=False,
         proxy_headers=False,
         server_header=False,

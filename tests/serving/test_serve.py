@@ -103,6 +103,8 @@ def test_hostile_requests_get_an_answer_and_the_next_one_works(served: Served, p
         (415, lambda: request(port, "POST", "/segment", json_body, Content_Type="application/json").status),
         (400, lambda: post(port, "/segment", form(good, name="../../etc/passwd")).status),
         (404, lambda: get(port, "/../../etc/passwd").status),
+        (400, lambda: post(port, "/segment", b"nothing").status),
+        (400, lambda: int(converse(port, b"\0\xff no HTTP\r\n\r\n").split()[1])),
         (408, lambda: int(converse(port, head, b"--").split()[1])),
     ]
     for status, attempt in attempts:
