@@ -80,8 +80,8 @@ class PackedConvolution(nn.Module):
         super().__init__()
         weight, bias = folded(source, norm)
         self.geometry = (list(source.padding), list(source.stride), list(source.dilation), source.groups)
-        weight = weight.to(dtype).contiguous(memory_format=CHANNELS_LAST)
-        self.weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry)
+        self.weight = weight.to(dtype).contiguous(memory_format=CHANNELS_LAST)
+        self.packed = False
         self.bias = None if bias is None else bias.to(dtype)
         self.dtype, self.overwrite = dtype, overwrite
         self.relu = relu
@@ -89,6 +89,11 @@ class PackedConvolution(nn.Module):
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """x: (B, C, H, W); other: of the result's shape."""
         x = x.to(self.dtype)
+        if not self.packed:
+            # In the layout that oneDNN wants for images of about this size: without one it guesses, and changes it anew
+            # in each call. Any size will do.
+            self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry, list(x.shape))
+            self.packed = True
         after: Any = "relu" if self.relu else None
         if other is None:
             return torch.ops.mkldnn._convolution_pointwise(
