@@ -3,6 +3,7 @@ memory, weights laid out once, bfloat16 where the processor multiplies it."""
 
 from __future__ import annotations
 
+import copy
 import operator
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from gwsss_fast.models.base import FrozenMixin
-from gwsss_fast.models.deeplab import MultiScale
+from gwsss_fast.models.deeplab import ASPP, DeepLabV2, MultiScale
 from gwsss_fast.models.precision import PRECISIONS, autocast
 
 SAMPLE_SIDE = 65
@@ -58,6 +59,9 @@ def prepare(model: nn.Module, dtype: torch.dtype) -> nn.Module | None:
         base = prepare(model.base, dtype)
         return None if base is None else MultiScale(base, model.scales).eval()  # type: ignore[arg-type]
     try:
+        if isinstance(model, DeepLabV2) and isinstance(model.aspp, ASPP):
+            model = copy.copy(model)
+            model._modules = {**model._modules, "aspp": PackedASPP(model.aspp, dtype)}  # type: ignore[arg-type]
         graph = _Tracer().trace(model)
         traced = fx.GraphModule(model, graph)
         if _writes_over_what_is_read(traced):
@@ -71,39 +75,87 @@ def prepare(model: nn.Module, dtype: torch.dtype) -> nn.Module | None:
 class PackedConvolution(nn.Module):
     """relu(convolution(x) + other), with or without either, in one call of oneDNN.
 
-    overwrite: put the result into `other`.
+    overwrite: the result may be put into `other`. A float32 convolution of 1x1 is a matrix product: oneDNN's own goes
+    through its weights anew in each call where images are of another size than those they were laid out for.
     """
 
-    def __init__(
-        self, source: nn.Conv2d, norm: _BatchNorm | None, relu: bool, overwrite: bool, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, source: nn.Conv2d, norm: _BatchNorm | None, relu: bool, dtype: torch.dtype) -> None:
         super().__init__()
         weight, bias = folded(source, norm)
         self.geometry = (list(source.padding), list(source.stride), list(source.dilation), source.groups)
-        self.weight = weight.to(dtype).contiguous(memory_format=CHANNELS_LAST)
-        self.packed = False
         self.bias = None if bias is None else bias.to(dtype)
-        self.dtype, self.overwrite = dtype, overwrite
-        self.relu = relu
+        self.dtype, self.relu, self.overwrite, self.packed = dtype, relu, False, False
+        plain = source.kernel_size == source.stride == (1, 1) and source.groups == 1 and not any(self.geometry[0])
+        self.product = plain and dtype == torch.float32
+        self.weight = weight.to(dtype).contiguous(memory_format=CHANNELS_LAST)
+        if self.product:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight[:, :, 0, 0].to(dtype).contiguous())
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """x: (B, C, H, W); other: of the result's shape."""
-        x = x.to(self.dtype)
+        x, other = x.to(self.dtype), None if other is None else other.to(self.dtype)
+        if self.product:
+            return self._product(x, other)
         if not self.packed:
-            # In the layout that oneDNN wants for images of about this size: without one it guesses, and changes it anew
-            # in each call. Any size will do.
             self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry, list(x.shape))
             self.packed = True
+        rest: Any = (self.weight, self.bias, *self.geometry)
         after: Any = "relu" if self.relu else None
         if other is None:
-            return torch.ops.mkldnn._convolution_pointwise(
-                x, self.weight, self.bias, *self.geometry, after or "none", [], ""
-            )
-        other = other.to(self.dtype)
-        rest: Any = (self.weight, self.bias, *self.geometry, "add", None, after, [], None)
+            return torch.ops.mkldnn._convolution_pointwise(x, *rest, after or "none", [], "")
         if self.overwrite:
-            return torch.ops.mkldnn._convolution_pointwise_.binary(other, x, *rest)
-        return torch.ops.mkldnn._convolution_pointwise.binary(x, other, *rest)
+            return torch.ops.mkldnn._convolution_pointwise_.binary(other, x, *rest, "add", None, after, [], None)
+        return torch.ops.mkldnn._convolution_pointwise.binary(x, other, *rest, "add", None, after, [], None)
+
+    def _product(self, x: Tensor, other: Tensor | None) -> Tensor:
+        rows, multiply = x.permute(0, 2, 3, 1), torch.ops.mkldnn._linear_pointwise
+        if other is None:
+            out = multiply(rows, self.weight, self.bias, "relu" if self.relu else "none", [], "")
+        else:
+            out = multiply.binary(rows, other.permute(0, 2, 3, 1), self.weight, self.bias, "add")
+            out = out.relu_() if self.relu else out
+        return out.permute(0, 3, 1, 2)
+
+
+class PackedASPP(nn.Module):
+    """ASPP as one matrix product: every tap of every branch by itself, then their sum, shifted.
+
+    The products of a few classes each are too narrow to be fast by themselves. The branches' centres are one.
+    """
+
+    def __init__(self, source: ASPP, dtype: torch.dtype) -> None:
+        super().__init__()
+        weights: dict[tuple[int, int], Tensor] = {}
+        for branch in source.branches:
+            assert isinstance(branch, nn.Conv2d)
+            for y in range(3):
+                for x in range(3):
+                    shift = ((y - 1) * int(branch.dilation[0]), (x - 1) * int(branch.dilation[0]))
+                    tap = branch.weight[:, :, y, x].detach()
+                    weights[shift] = weights[shift] + tap if shift in weights else tap
+        self.shifts, self.dtype = list(weights), dtype
+        biases = [branch.bias.detach() for branch in source.branches]  # type: ignore[operator,union-attr]
+        self.bias = torch.stack(biases).sum(0).float()
+        taps = torch.cat([*weights.values()]).to(dtype).contiguous()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(taps)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (B, num_classes, h, w) float32 of features (B, in_channels, h, w)."""
+        rows = features.to(self.dtype).permute(0, 2, 3, 1)
+        batch, height, width, _ = rows.shape
+        products = torch.ops.mkldnn._linear_pointwise(rows, self.weight, None, "none", [], "")
+        taps = products.view(batch, height, width, len(self.shifts), len(self.bias)).permute(3, 0, 1, 2, 4)
+        total = self.bias.expand(batch, height, width, -1).contiguous()
+        for (down, right), tap in zip(self.shifts, taps, strict=True):
+            if abs(down) < height and abs(right) < width:
+                ours, theirs = zip(_overlap(down, height), _overlap(right, width), strict=True)
+                total[:, ours[0], ours[1]] += tap[:, theirs[0], theirs[1]]
+        return total.permute(0, 3, 1, 2)
+
+
+def _overlap(shift: int, length: int) -> tuple[slice, slice]:
+    """Where output positions and the inputs `shift` further on are both inside."""
+    return slice(max(0, -shift), length - max(0, shift)), slice(max(0, shift), length - max(0, -shift))
 
 
 @torch.no_grad()
@@ -121,7 +173,7 @@ def folded(source: nn.Conv2d, norm: _BatchNorm | None) -> tuple[Tensor, Tensor |
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, _BatchNorm) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, (_BatchNorm, PackedASPP)) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _pack(traced: fx.GraphModule, dtype: torch.dtype) -> None:
@@ -145,15 +197,15 @@ def _pack(traced: fx.GraphModule, dtype: torch.dtype) -> None:
         after = _only_user(last)
         relu = after is not None and _is_relu(after, modules)
         last = after if relu and after is not None else last
-        overwrite = other is not None and _is_own_memory(other, modules)
         name = f"packed_{number}"
-        traced.add_submodule(name, PackedConvolution(source, norm, relu, overwrite, dtype))
+        traced.add_submodule(name, PackedConvolution(source, norm, relu, dtype))
         with traced.graph.inserting_before(last):
             inputs = (node.args[0],) if other is None else (node.args[0], other)
             fused = traced.graph.call_module(name, inputs)
         last.replace_all_uses_with(fused)
         modules[name] = traced.get_submodule(name)
         _remove(traced.graph, last, until=node)
+    _allow_overwriting(traced)
     traced.graph.lint()
     traced.delete_all_unused_submodules()
     traced.recompile()
@@ -187,10 +239,16 @@ def _is_sum(node: fx.Node) -> bool:
     return len(node.args) == 2 and all(isinstance(x, fx.Node) for x in node.args) and len(node.all_input_nodes) == 2
 
 
-def _is_own_memory(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether the value is a new tensor that nothing else reads."""
-    kinds = (nn.Conv2d, _BatchNorm, PackedConvolution)
-    return node.op == "call_module" and isinstance(modules[str(node.target)], kinds) and len(node.users) == 1
+def _allow_overwriting(traced: fx.GraphModule) -> None:
+    """Let convolutions put their result into what they add, where it is a tensor that nothing reads later."""
+    modules = dict(traced.named_modules())
+    place = {node: number for number, node in enumerate(traced.graph.nodes)}
+    for node in traced.graph.nodes:
+        layer = modules.get(str(node.target)) if node.op == "call_module" else None
+        if isinstance(layer, PackedConvolution) and len(node.args) == 2:
+            other = node.args[1]
+            own = other.op == "call_module" and isinstance(modules[str(other.target)], (PackedConvolution, _BatchNorm))
+            layer.overwrite = own and all(place[user] <= place[node] for user in other.users)
 
 
 def _is_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:

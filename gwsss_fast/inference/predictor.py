@@ -35,10 +35,11 @@ class Predictor:
     """Segments images with a trained network.
 
     Args:
-        model: a file: a checkpoint of a run's stage 2 (RUN/segmenter/last.pt). Or a DeepLabV2 or another module from
+        model: a file: a checkpoint of a run's stage 2 (RUN/segmenter/last.pt), or a segmenter exported to ONNX, to a
+            program of torch.export or AOTInductor, or to an engine of TensorRT. Or a DeepLabV2 or another module from
             normalised images to logits, with `classes`.
         device: auto, cpu, cuda or cuda:1.
-        precision: auto, fp32, bf16 or fp16; auto is bf16 where the processor has it.
+        precision: auto, fp32, bf16 or fp16; auto is bf16 where the processor has it. An exported file has its own.
         scales: sizes at which an image is seen, probabilities are averaged; None = as the run was evaluated, or 1.
         flip: see the mirror image too; None = as the run was evaluated, or not.
         crf: dense CRF preset that refines the probabilities (of each window, where there are several).
@@ -75,19 +76,20 @@ class Predictor:
         if crf is not None:
             crf_preset(crf)
         set_threads(threads)
-        where = choose_device(device)
         if isinstance(model, torch.nn.Module):
             if classes is None:
                 raise GwsssError("a module does not know its classes; pass classes=[...], without the background")
-            self.segmenter: Segmenter = from_module(model, classes, where, precision)
+            self.segmenter: Segmenter = from_module(model, classes, choose_device(device), precision)
         else:
-            self.segmenter = open_segmenter(model, where, precision)
+            self.segmenter = open_segmenter(model, device, precision)
         self.classes, self.device = self.segmenter.classes, self.segmenter.device
         self.precision = self.segmenter.precision
         self.scales = self.segmenter.scales if scales is None else tuple(scales)
         self.flip = self.segmenter.flip if flip is None else flip
         self.crf, self.tile = crf, tile
-        self.batch = batch or (GPU_BATCH if where.type == "cuda" else 1)
+        if crf is not None and not self.segmenter.scored:
+            raise GwsssError(f"crf {crf}: {model} gives labels alone; export it without the argmax")
+        self.batch = batch or (GPU_BATCH if self.device.type == "cuda" else 1)
 
     def __call__(self, images: Sequence[Picture], probabilities: bool = False) -> list[Prediction]:
         """One Prediction for each image, in order: paths, PIL images, or arrays (H, W, 3) uint8 of any sizes.
@@ -127,7 +129,7 @@ class Predictor:
             return (self.tile, self.tile) if self.tile and max(height, width) > self.tile else None
         if height * width * max(1.0, *self.scales) ** 2 <= WHOLE_PIXELS:
             return None
-        return self.segmenter.size or (TILE, TILE)
+        return self.segmenter.fit(TILE, TILE)
 
     def _finished(
         self, held: dict[int, NDArray[np.float32]], pixels: Sequence[NDArray[np.uint8]], keep: bool
@@ -166,24 +168,25 @@ class Predictor:
         return Tally(height, width, len(self.classes) + 1)
 
     def _prediction(self, tally: Tally, values: NDArray[np.float32] | None) -> Prediction:
-        return Prediction(tally.mask, self.classes, tally.objects(self.classes, True), values)
+        return Prediction(tally.mask, self.classes, tally.objects(self.classes, self.segmenter.scored), values)
 
     @torch.inference_mode()
     def _probabilities(self, pixels: NDArray[np.uint8]) -> Tensor:
         """Mean over scales and mirror images of the class probabilities: (B, H, W, 3) uint8 -> (B, L + 1, H, W)."""
         segmenter = self.segmenter
-        images = torch.from_numpy(pixels).to(segmenter.device).permute(0, 3, 1, 2).float() / 255
-        if segmenter.mean is not None and segmenter.std is not None:
-            mean, std = (torch.tensor(x, device=images.device)[:, None, None] for x in (segmenter.mean, segmenter.std))
-            images = (images - mean) / std
+        images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float()
+        if segmenter.mean is not None:
+            mean, std = (torch.tensor(x, device=self.device)[:, None, None] for x in (segmenter.mean, segmenter.std))
+            images = (images / 255 - mean) / std
         size = images.shape[-2:]
         total: Tensor | None = None
         for scale in self.scales:
-            scaled = segmenter.size or tuple(max(1, round(side * scale)) for side in size)
+            scaled = segmenter.fit(*(max(1, side * scale) for side in size))
             seen = images if scaled == tuple(size) else _resized(images, scaled)
             for mirrored in (False, True)[: 1 + self.flip]:
-                logits = segmenter.run(seen.flip(-1) if mirrored else seen).float().contiguous()
-                values = _resized(logits.flip(-1) if mirrored else logits, size).softmax(1)
+                output = segmenter(seen.flip(-1) if mirrored else seen)
+                output = output.flip(-1) if mirrored else output
+                values = _as_probabilities(output, len(self.classes) + 1, size)
                 total = values if total is None else total.add_(values)
         assert total is not None
         return total.div_(len(self.scales) * (1 + self.flip))
@@ -205,6 +208,16 @@ def pixels_of(image: Picture) -> NDArray[np.uint8]:
 
 def _resized(values: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(values, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def _as_probabilities(output: Tensor, classes: int, size: Sequence[int]) -> Tensor:
+    """(B, L + 1, H, W) float32 of logits at any size, or of labels, which are taken as certain."""
+    if output.ndim == 4:
+        return _resized(output.float().contiguous(), size).softmax(1)
+    if output.shape[-2:] != tuple(size):
+        output = F.interpolate(output[:, None].float(), size=tuple(size), mode="nearest-exact")[:, 0]
+    values = torch.zeros((len(output), classes, *size), device=output.device)
+    return values.scatter_(1, output.long()[:, None], 1.0)
 
 
 def _labels(values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:

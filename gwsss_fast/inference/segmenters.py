@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,13 @@ from torch import Tensor, nn
 from gwsss_fast.config import Config, absolute_paths, read_config
 from gwsss_fast.data.transforms import MEAN, STD
 from gwsss_fast.errors import GwsssError
+from gwsss_fast.export.contents import kind_of
+from gwsss_fast.export.metadata import ANY, Range
+from gwsss_fast.export.runtimes import Runtime, open_runtime
 from gwsss_fast.inference.fast_cpu import FastSegmenter, has_bf16
 from gwsss_fast.models.precision import PRECISIONS, autocast
 from gwsss_fast.training.checkpoints import load_checkpoint
-from gwsss_fast.training.precision import check_precision
+from gwsss_fast.training.precision import check_precision, choose_device
 from gwsss_fast.training.segmenter import load_segmenter
 
 MOST_CLASSES = 254  # a mask has 8 bits, and 255 means something else
@@ -27,21 +29,43 @@ class Segmenter:
     """A network ready to run, with what must be known to use it.
 
     run: images (B, 3, H, W) -> logits (B, L + 1, h, w) of any dtype, or labels (B, H, W). classes: without background.
-    precision: of the arithmetic. scales, flip: how the trained model was evaluated. mean, std: of the images' values in
-    0..1; None where the network takes them as they are. size: the only (H, W) that it takes; None for any. batch: the
-    only number of images; None for any.
+    precision: of the arithmetic. what: in words, for people. scales, flip: how the trained model was evaluated. mean,
+    std: of the images' values in 0..1; None where the network wants 0..255. batch, height, width: the least and the
+    largest that it takes, None = any. scored: it gives logits, not labels.
     """
 
     run: Callable[[Tensor], Tensor]
     classes: tuple[str, ...]
     device: torch.device
     precision: str
+    what: str
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     mean: tuple[float, ...] | None = MEAN
-    std: tuple[float, ...] | None = STD
-    size: tuple[int, int] | None = None
-    batch: int | None = None
+    std: tuple[float, ...] = STD
+    batch: Range = ANY
+    height: Range = ANY
+    width: Range = ANY
+    scored: bool = True
+
+    def fit(self, height: float, width: float) -> tuple[int, int]:
+        """The size nearest to height x width that the network takes."""
+        return _within(round(height), self.height), _within(round(width), self.width)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """`run` of any number of images: in parts where they are too many, the last one repeated where too few."""
+        low, high = self.batch
+        parts = []
+        for part in images.split(high or len(images)):
+            missing = low - len(part)
+            whole = part if missing <= 0 else torch.cat([part, part[-1:].expand(missing, -1, -1, -1)])
+            parts.append(self.run(whole)[: len(part)])
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _within(value: int, span: Range) -> int:
+    low, high = span
+    return max(low, value if high is None else min(value, high))
 
 
 def choose_precision(name: str, device: torch.device) -> str:
@@ -59,9 +83,15 @@ def choose_precision(name: str, device: torch.device) -> str:
     return name
 
 
-def open_segmenter(path: str | Path, device: torch.device, precision: str = "auto") -> Segmenter:
-    """The segmenter in a file. Raises GwsssError for a file that holds none."""
+def open_segmenter(path: str | Path, device: str = "auto", precision: str = "auto") -> Segmenter:
+    """The segmenter in a file: a checkpoint, an ONNX file, an exported program or an engine, told apart by content.
+
+    Raises GwsssError for a file that holds none, for a device that it cannot run on, and for another precision than
+    that of an exported file.
+    """
     path = Path(path)
+    if path.is_file() and kind_of(path) != "checkpoint":
+        return from_runtime(open_runtime(path, device), path, precision)
     content = load_checkpoint(path)
     if "segmenter" not in content.get("initialised_from", {}) or "config" not in content:
         raise GwsssError(f"{path} is no checkpoint of a segmenter; give RUN/segmenter/last.pt")
@@ -69,7 +99,33 @@ def open_segmenter(path: str | Path, device: torch.device, precision: str = "aut
     classes = tuple(content["classes"])
     options = config.evaluate
     model = load_segmenter(config, path, classes)
-    return from_module(model, classes, device, precision, options.scales, options.flip)
+    return from_module(model, classes, choose_device(device), precision, options.scales, options.flip)
+
+
+def from_runtime(runtime: Runtime, path: Path, precision: str = "auto") -> Segmenter:
+    """The segmenter of an exported model. Raises GwsssError for a group classifier and for another precision."""
+    about = runtime.metadata
+    if about.task != "segmentation":
+        raise GwsssError(f"{path} is exported for {about.task}; give a segmenter's file")
+    if precision not in ("auto", about.precision):
+        raise GwsssError(
+            f"precision {precision}: {path} was exported in {about.precision}; export it again, or use auto"
+        )
+    return Segmenter(
+        runtime,
+        about.classes,
+        runtime.device,
+        about.precision,
+        runtime.name,
+        (1.0,) if about.resize or about.fixed_size else about.scales,
+        about.flip,
+        None if about.normalise else about.mean,
+        about.std,
+        about.batch,
+        about.height,
+        about.width,
+        not about.argmax,
+    )
 
 
 def from_module(
@@ -96,12 +152,5 @@ def from_module(
             with autocast(device, precision):
                 return model(images)
 
-    return Segmenter(run, tuple(classes), device, precision, tuple(scales), flip)
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether torch.save wrote the file."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/data.pkl") for name in archive.namelist())
+    what = f"PyTorch {torch.__version__}, {device.type}, {precision}"
+    return Segmenter(run, tuple(classes), device, precision, what, tuple(scales), flip)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from gwsss_fast import DeepLabV2
 from gwsss_fast.inference import fast_cpu
-from gwsss_fast.inference.fast_cpu import FastSegmenter, PackedConvolution, prepare
+from gwsss_fast.inference.fast_cpu import FastSegmenter, PackedASPP, PackedConvolution, prepare
 from gwsss_fast.models.base import freeze_batch_norm
 from gwsss_fast.models.deeplab import MultiScale
 from gwsss_fast.models.resnet101 import ResNet101
@@ -45,7 +45,7 @@ def test_a_network_of_residual_blocks_is_wholly_fused(size: tuple[int, int]) -> 
     fast = FastSegmenter(model, "fp32")
     assert fast.prepared
     kinds = {type(layer) for layer in fast.model.modules() if not [*layer.children()]}
-    assert kinds == {PackedConvolution, nn.MaxPool2d}
+    assert kinds == {PackedConvolution, PackedASPP, nn.MaxPool2d}
     with torch.inference_mode():
         wanted = model(images)
     assert relative(fast(images), wanted) < 1e-5
