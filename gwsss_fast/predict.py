@@ -34,7 +34,7 @@ class Arguments:
     inputs: tyro.conf.Positional[tuple[str, ...]]
     """Images, folders of images, patterns such as 'photos/*.jpg', videos, or camera:0."""
     model: str
-    """Checkpoint of a run's stage 2: RUN/segmenter/last.pt."""
+    """Checkpoint of a run's stage 2 (RUN/segmenter/last.pt), or a segmenter that was exported, in any format."""
     output: str = "predictions"
     """Folder that the results go to: a new one, or any with --resume."""
     resume: bool = False
@@ -60,7 +60,7 @@ class Arguments:
     device: str = "auto"
     """cpu, cuda, cuda:1, or auto."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the network. auto: bf16 where the processor has it."""
+    """Arithmetic of the network. auto: bf16 where the processor has it and the first images come out the same."""
     threads: int = 0
     """CPU threads; 0 = all cores."""
     max_megapixels: float = MAX_MEGAPIXELS

@@ -39,7 +39,8 @@ class Predictor:
             program of torch.export or AOTInductor, or to an engine of TensorRT. Or a DeepLabV2 or another module from
             normalised images to logits, with `classes`.
         device: auto, cpu, cuda or cuda:1.
-        precision: auto, fp32, bf16 or fp16; auto is bf16 where the processor has it. An exported file has its own.
+        precision: auto, fp32, bf16 or fp16; auto is bf16 where the processor has it, and on a CPU only if it gives
+            99.5 % of the pixels of the first four images the label that fp32 gives them. An exported file has its own.
         scales: sizes at which an image is seen, probabilities are averaged; None = as the run was evaluated, or 1.
         flip: see the mirror image too; None = as the run was evaluated, or not.
         crf: dense CRF preset that refines the probabilities (of each window, where there are several).
@@ -83,13 +84,17 @@ class Predictor:
         else:
             self.segmenter = open_segmenter(model, device, precision)
         self.classes, self.device = self.segmenter.classes, self.segmenter.device
-        self.precision = self.segmenter.precision
         self.scales = self.segmenter.scales if scales is None else tuple(scales)
         self.flip = self.segmenter.flip if flip is None else flip
         self.crf, self.tile = crf, tile
         if crf is not None and not self.segmenter.scored:
             raise GwsssError(f"crf {crf}: {model} gives labels alone; export it without the argmax")
         self.batch = batch or (GPU_BATCH if self.device.type == "cuda" else 1)
+
+    @property
+    def precision(self) -> str:
+        """Of the next call: fp32, bf16, fp16 or int8."""
+        return str(getattr(self.segmenter.run, "precision", self.segmenter.precision))
 
     def __call__(self, images: Sequence[Picture], probabilities: bool = False) -> list[Prediction]:
         """One Prediction for each image, in order: paths, PIL images, or arrays (H, W, 3) uint8 of any sizes.

@@ -15,7 +15,7 @@ from gwsss_fast.errors import GwsssError
 from gwsss_fast.export.contents import kind_of
 from gwsss_fast.export.metadata import ANY, Range
 from gwsss_fast.export.runtimes import Runtime, open_runtime
-from gwsss_fast.inference.fast_cpu import FastSegmenter, has_bf16
+from gwsss_fast.inference.fast_cpu import CheckedSegmenter, FastSegmenter, has_bf16
 from gwsss_fast.models.precision import PRECISIONS, autocast
 from gwsss_fast.training.checkpoints import load_checkpoint
 from gwsss_fast.training.precision import check_precision, choose_device
@@ -138,14 +138,16 @@ def from_module(
 ) -> Segmenter:
     """The segmenter of a DeepLabV2, or of any module from normalised images to logits; it is put into eval mode.
 
-    On a CPU a copy of it is prepared for speed. Raises GwsssError for no class or more than a mask has values for.
+    On a CPU copies of it are prepared for speed, and `auto` holds bf16 against fp32 on the first images. Raises
+    GwsssError for no class or more than a mask has values for.
     """
     if not 1 <= len(classes) <= MOST_CLASSES:
         raise GwsssError(f"{len(classes)} classes; a predictor needs the names of 1 to {MOST_CLASSES}, no background")
-    precision = choose_precision(precision, device)
+    wanted, precision = precision, choose_precision(precision, device)
     model = model.eval().to(device)
     if device.type == "cpu":
-        run: Callable[[Tensor], Tensor] = FastSegmenter(model, precision)
+        checked = wanted == "auto" and precision == "bf16"
+        run: Callable[[Tensor], Tensor] = CheckedSegmenter(model) if checked else FastSegmenter(model, precision)
     else:
 
         def run(images: Tensor) -> Tensor:

@@ -1,15 +1,19 @@
 """Networks prepared for a CPU are the networks they were made from, whatever layers these have."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.segmenter_on_cpu import labels, photographs
 from gwsss_fast import DeepLabV2
 from gwsss_fast.inference import fast_cpu
-from gwsss_fast.inference.fast_cpu import FastSegmenter, PackedASPP, PackedConvolution, prepare
+from gwsss_fast.inference.fast_cpu import CheckedSegmenter, FastSegmenter, PackedASPP, PackedConvolution, prepare
 from gwsss_fast.models.base import freeze_batch_norm
-from gwsss_fast.models.deeplab import MultiScale
+from gwsss_fast.models.deeplab import MultiScale, segmentation_loss
 from gwsss_fast.models.resnet101 import ResNet101
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
@@ -61,6 +65,69 @@ def test_other_bodies(body: str) -> None:
     with torch.inference_mode():
         wanted = MultiScale(model).eval()(images) if body == "tiny" else model(images)
     assert relative(fast(images), wanted) < 1e-5
+
+
+def near(logits: Tensor, gap: float) -> nn.Module:
+    """A network whose two logits are `gap` apart, alternately one and the other ahead, on top of `logits`."""
+
+    class Near(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv2d(3, 2, 1, bias=False)
+            nn.init.constant_(self.convolution.weight, 1 / 3)
+            with torch.no_grad():
+                self.convolution.weight[1] *= 1 + gap
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.convolution(x) + logits
+
+    return Near().eval()
+
+
+@pytest.mark.parametrize(("gap", "precision"), [(0.0003, "fp32"), (0.5, "bf16")])
+def test_bf16_is_used_where_the_first_images_come_out_the_same(gap: float, precision: str) -> None:
+    model, images = near(torch.zeros(1), gap), torch.randn(3, 3, 24, 24)
+    checked = CheckedSegmenter(model)
+    with torch.inference_mode():
+        wanted = model(images)
+    for _ in range(2):
+        assert checked.precision == "fp32"
+        assert relative(checked(images), wanted) < 1e-6
+    assert checked.precision == precision
+    assert (checked.exact is None, checked.fast is None) == (precision == "bf16", precision == "fp32")
+    error = relative(checked(images), wanted)
+    assert error < 1e-6 if precision == "fp32" else 1e-5 < error < 1e-2
+
+
+PHOTOGRAPHS = os.environ.get("GWSSS_TEST_DATA")
+
+
+@pytest.mark.parametrize("data", ["embedded", PHOTOGRAPHS or "none"])
+def test_a_trained_network_keeps_its_labels(data: str, finished: tuple[Path, Path]) -> None:
+    """A small network learns six images; what `auto` makes of them and of others agrees with float32."""
+    if data == "none":
+        pytest.skip("GWSSS_TEST_DATA does not name a folder of VOC layout")
+    pairs = photographs(str(finished[0]) if data == "embedded" else data, 97)
+    model = learnt(pairs[:6])
+    images = [image for image, _ in pairs]
+    fast, plain, auto = FastSegmenter(model, "bf16"), FastSegmenter(model, "fp32"), CheckedSegmenter(model)
+    wanted = labels(plain, images)
+    assert len(wanted.unique()) > 2
+    assert float((labels(fast, images) == wanted).float().mean()) >= 0.995
+    assert float((labels(auto, images) == wanted).float().mean()) >= 0.995
+    assert auto.precision == "bf16"
+
+
+def learnt(pairs: list[tuple[Tensor, Tensor]]) -> nn.Module:
+    torch.manual_seed(0)
+    model = DeepLabV2(21, "tiny", rates=(1, 2, 3))
+    images, masks = (torch.cat(each) for each in zip(*pairs, strict=True))
+    optimiser = torch.optim.Adam(model.parameters(), 5e-3)
+    for _ in range(60):
+        optimiser.zero_grad()
+        segmentation_loss(model(images), masks).backward()
+        optimiser.step()
+    return model.eval()
 
 
 class Odd(nn.Module):
