@@ -219,6 +219,9 @@ def _size(text: str) -> tuple[int, int]:
 def _device(options: Arguments) -> torch.device:
     if options.format == "tensorrt":
         build_engines.check_gpu("TensorRT", options.compute_capabilities)
+    for name in ("report_images", "calibration_images", "repeats"):
+        if getattr(options, name) < 1:
+            raise GwsssError(f"--{name.replace('_', '-')} {getattr(options, name)}: write a number above 0")
     if options.bound is not None and not 0 <= options.bound <= 1:
         raise GwsssError(f"--bound {options.bound:g}: write a share in 0..1")
     if options.precision == "int8" and options.format in ("torch-export", "aoti"):

@@ -149,6 +149,7 @@ def test_generated_images_where_the_data_is_gone(
         (("--calibration", "x"), "--calibration FOLDER belong together"),
         (("--output", "."), "ends in .onnx"),
         (("--bound", "2"), "--bound 2"),
+        (("--report-images", "0"), "--report-images 0"),
         (("--device", "cuda:9"), "cuda"),
         (("--foramt", "onnx"), "unknown option --foramt"),
     ],
