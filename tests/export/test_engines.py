@@ -10,8 +10,9 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from gwsss_fast import GwsssError
+from gwsss_fast import GwsssError, predict
 from gwsss_fast.export import build_engines
 from gwsss_fast.export.build_engines import build_by_torch_tensorrt, build_engine, profile
 from gwsss_fast.export.contents import kind_of, read_metadata
@@ -19,6 +20,7 @@ from gwsss_fast.export.deployed import deployed
 from gwsss_fast.export.metadata import Metadata, write_beside
 from gwsss_fast.export.programs import export_program
 from gwsss_fast.export.runtimes import open_runtime
+from tests.command_line import fails
 from tests.export.networks import Exported, description, exported, nano
 
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this says what happens without a GPU")
@@ -30,7 +32,9 @@ def engine_metadata(metadata: Metadata, format: str, *capabilities: str) -> Meta
 
 
 @needs_no_gpu
-def test_an_engine_of_resnet101_for_named_cards(resnet101: Exported, tmp_path: Path) -> None:
+def test_an_engine_of_resnet101_for_named_cards(
+    resnet101: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("tensorrt_rtx")
     metadata = engine_metadata(resnet101.metadata, "tensorrt-rtx", "8.6", "12.0")
     path = tmp_path / "model.engine"
@@ -43,6 +47,9 @@ def test_an_engine_of_resnet101_for_named_cards(resnet101: Exported, tmp_path: P
     assert read_metadata(path) == metadata
     with pytest.raises(GwsssError, match="a TensorRT-RTX engine needs an NVIDIA GPU and driver; there is none"):
         open_runtime(path)
+    Image.new("RGB", (64, 64)).save(tmp_path / "image.png")
+    status = predict.main([str(tmp_path / "image.png"), "--model", str(path), "--output", str(tmp_path / "masks")])
+    fails(capsys, status, "needs an NVIDIA GPU and driver")
 
 
 @pytest.fixture(scope="module")
