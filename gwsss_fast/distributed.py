@@ -9,9 +9,11 @@ A process that ends before the job does says so in the store that all share, and
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -27,6 +29,7 @@ from gwsss_fast.errors import GwsssError, Terminated
 
 PATIENCE = timedelta(hours=2)
 """How long a process waits for the others: as long as one of them may work alone, on the report for example."""
+STARTING = timedelta(minutes=10)
 PULSE, FAREWELL = 0.5, 3.0
 GRACE = 60.0
 """Seconds until a process that has not ended by itself is ended, after another one has: it may wait for ever."""
@@ -78,10 +81,8 @@ def job() -> Iterator[None]:
         yield
         return
     global _watch
-    store, number, count = next(dist.rendezvous("env://", timeout=PATIENCE))
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=PATIENCE)
-    _watch = _Watch(dist.PrefixStore(f"end-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store), number, count)
+    store = _join()
+    _watch = _Watch(store, rank(), size())
     _watch.start()
     well = False
     try:
@@ -89,6 +90,8 @@ def job() -> Iterator[None]:
         wait()  # nobody leaves while another may still fail
         well = True
     except BaseException as error:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends as it is; torchrun would cut its last words off
         raised = _watch.raised(error)
         if raised is error:
             raise
@@ -213,6 +216,43 @@ def _joined() -> bool:
 
 def _together() -> bool:
     return _joined() and not _alone
+
+
+def _join() -> dist.Store:
+    """Make the process group, and give the store that all share. Raises GwsssError when not all processes come."""
+    try:
+        store, number, count = next(dist.rendezvous("env://", timeout=STARTING))
+        store = _of_this_start(store, number, count)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        problem = str(error).splitlines()[0]
+        raise GwsssError(f"the processes of this job do not find each other: {problem}") from error
+    return dist.PrefixStore("end", store)
+
+
+def _of_this_start(store: dist.Store, number: int, count: int) -> dist.Store:
+    """A part of `store` for this start alone: torchrun's outlives a restart, and holds addresses of the dead.
+
+    Process 0 names the part, with a word of each other process that no earlier start has used, until all have seen it.
+    """
+    own, end = uuid.uuid4().hex, time.monotonic() + STARTING.total_seconds()
+    others = range(1, count)
+    if number:
+        store.set(f"here-{number}", own)
+    while time.monotonic() < end:
+        if number == 0:
+            words = [own, *(store.get(f"here-{other}").decode() for other in others)]
+            store.set("start", " ".join(words))
+            if store.check([f"{own}-{other}" for other in others]):
+                return dist.PrefixStore(own, store)
+        else:
+            words = store.get("start").decode().split()
+            if own in words:
+                store.set(f"{words[0]}-{number}", "")
+                return dist.PrefixStore(words[0], store)
+        time.sleep(0.01)
+    raise RuntimeError(f"not all {count} have come")
 
 
 class _Watch(threading.Thread):

@@ -11,7 +11,9 @@ from gwsss_fast import distributed
 
 
 class _SyncedMixin:
-    """Takes sums over all processes in training; else as its base class."""
+    """Takes sums over all processes in training; else as its base class. idle: what this one sees does not count."""
+
+    idle = False
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or distributed.size() == 1:  # type: ignore[attr-defined]
@@ -41,6 +43,13 @@ def synchronise_batch_norm(module: nn.Module) -> int:
     return len(found)
 
 
+def set_idle(module: nn.Module, idle: bool) -> None:
+    """Whether what this process computes counts for nothing, in the statistics neither; all take part all the same."""
+    for layer in module.modules():
+        if isinstance(layer, _SyncedMixin):
+            layer.idle = idle
+
+
 def _normalise(layer: _BatchNorm, x: Tensor) -> Tensor:
     """Sums in float32: count, sum and sum of squares of all processes in one exchange, which the gradient passes too.
 
@@ -54,7 +63,7 @@ def _normalise(layer: _BatchNorm, x: Tensor) -> Tensor:
     shift = shift.detach().clone().float()
     values = x.float() - shift.view(shape)
     count = torch.full((1,), x.numel() / x.shape[1], device=x.device)
-    sums = torch.cat([values.sum(dims), values.square().sum(dims), count])
+    sums = torch.cat([values.sum(dims), values.square().sum(dims), count]) * (not layer.idle)
     first, second, whole = collective.all_reduce(sums).split([x.shape[1], x.shape[1], 1])
     mean = first / whole
     variance = (second / whole - mean.square()).clamp_min(0)

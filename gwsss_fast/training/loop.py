@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from gwsss_fast.config import TrainingConfig
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.GroupGNN import GroupGNN
 from gwsss_fast.models.precision import autocast
-from gwsss_fast.models.synced_batch_norm import synchronise_batch_norm
+from gwsss_fast.models.synced_batch_norm import set_idle, synchronise_batch_norm
 from gwsss_fast.training.checkpoints import (
     check_finite,
     link,
@@ -226,6 +227,7 @@ class Trainer:
         """Gradients of the share's loss, part by part; the numbers of the log, summed."""
         sums: dict[str, Tensor] = {}
         parts = split(share, self.parts, self.device)
+        set_idle(self.model, share.idle)
         for number, part in enumerate(parts, 1):
             joined = isinstance(self.network, DistributedDataParallel) and number < len(parts)
             with self.network.no_sync() if joined else nullcontext():  # type: ignore[operator]
@@ -267,9 +269,10 @@ class Trainer:
         if distributed.size() > 1:
             device = [self.device.index] if self.device.type == "cuda" else None
             # A training without the graph, or without the edges' loss, leaves parameters unused.
-            self.network = DistributedDataParallel(
-                self.network, device, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
-            )
+            options = {"broadcast_buffers": False, "find_unused_parameters": True, "gradient_as_bucket_view": True}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of a new name that PyTorch 2.11 does not have yet
+                self.network = DistributedDataParallel(self.network, device, **options)  # type: ignore[arg-type]
 
     def tell(self, text: str) -> None:
         """One line to the person at the terminal."""

@@ -48,10 +48,11 @@ def own_rows(total: int) -> tuple[list[int], bool]:
 
 
 def split(share: Share, parts: int, device: torch.device) -> list[Part]:
-    """At most `parts` parts of nearly equal size, their tensors on `device`."""
-    count = len(share.rows)
+    """At most `parts` parts of nearly equal size, their tensors on `device`; in all processes as many, since they wait
+    for each other in each."""
+    least = max(share.total // distributed.size(), 1)
     made = []
-    for index in torch.arange(count).tensor_split(min(parts, count)):
+    for index in torch.arange(len(share.rows)).tensor_split(min(parts, least)):
         first, last = int(index[0]), int(index[-1]) + 1
         items = {name: value[first:last].to(device, non_blocking=True) for name, value in share.items.items()}
         weight = 0.0 if share.idle else (last - first) * distributed.size() / share.total
