@@ -309,7 +309,7 @@ def _finish(done: _Pending, shape: tuple[int, int]) -> CamSet:
     reduced = bounded_shape(shape, len(done.keys))
     initial, graph = (_normalised(readout, done.draws, reduced) for readout in done.sums)
     ensemble = (initial + graph) * np.float32(0.5)
-    return CamSet(done.keys, initial, graph, ensemble, shape if reduced != shape else None)
+    return CamSet(done.keys, initial, graph, ensemble, None if reduced == shape else (shape[0], shape[1]))
 
 
 def bounded_shape(shape: tuple[int, int], classes: int) -> tuple[int, int]:

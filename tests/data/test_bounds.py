@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import scipy.io
+import scipy.sparse
 import torch
 from PIL import Image
 from voc_builder import add_image, make_voc, write_list
@@ -89,8 +90,23 @@ def test_an_sbd_file_that_unpacks_to_gigabytes(tmp_path):
     assert read_mask(sbd(tmp_path / "good.mat", small), 3).shape == (100, 100)
     bomb = sbd(tmp_path / "bomb.mat", small, Boundaries=np.zeros(2**24, np.uint8))
     assert bomb.stat().st_size < 40_000
-    with pytest.raises(GwsssError, match=r"bomb\.mat unpacks to more than 1 MB"):
+    with pytest.raises(GwsssError, match=r"bomb\.mat is not .* unpacks to more than the 1 MB of a mask"):
         read_mask(bomb, 3)
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.float64])
+def test_sbd_files_as_scipy_reads_them(tmp_path, compressed, kind):
+    mask = np.random.default_rng(0).integers(0, 4, (7, 5)).astype(kind)
+    edges = np.empty((2, 1), object)
+    edges[:, 0] = [scipy.sparse.csc_matrix(mask > 1), scipy.sparse.csc_matrix(mask > 2)]
+    inner = {"Boundaries": edges, "Segmentation": mask, "CategoriesPresent": np.array([1.0, 3])}
+    path = tmp_path / "x.mat"
+    scipy.io.savemat(path, {"other": {"Segmentation": mask + 1}, "GTcls": inner}, do_compression=compressed)
+    np.testing.assert_array_equal(read_mask(path, 3), scipy.io.loadmat(path)["GTcls"]["Segmentation"][0, 0])
+    scipy.io.savemat(path, {"GTcls": {"Segmentation": mask + 0.5}}, do_compression=compressed)
+    with pytest.raises(GwsssError, match=r"x\.mat is not an SBD file .*not whole"):
+        read_mask(path, 3)
 
 
 def npy(path, pickled):
