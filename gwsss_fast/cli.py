@@ -41,6 +41,7 @@ VERBS = {
     "localize": "localize",
     "serve": "serve",
     "report": "report_run",
+    "reproduce": "reproduce",
     "check-data": "check_data",
     "doctor": "doctor",
 }

@@ -31,6 +31,7 @@ COMMANDS = {
     "predict",
     "export_model",
     "report_run",
+    "reproduce",
     "check_data",
     "doctor",
     "serve",

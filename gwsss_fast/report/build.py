@@ -60,7 +60,7 @@ def build_report(
         raise GwsssError(f"{run.path} is not a folder; give the folder of a run")
     budget = ImageBudget()
     sections = [_section(key, title, part) for key, title, part in _parts(run, budget, load_classifier, load_segmenter)]
-    page = _template().render(
+    page = template("report.html").render(
         name=run.path.resolve().name,
         headline=_readable(lambda: headline(run)) or [],
         facts=_readable(lambda: facts(run)) or [],
@@ -187,7 +187,8 @@ def legend(run: RunFolder) -> list[tuple[str, str]]:
     return [(name, f"#{red:02x}{green:02x}{blue:02x}") for name, (red, green, blue) in zip(names, colours, strict=True)]
 
 
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """A page's template."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -195,4 +196,4 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html")
+    return environment.get_template(name)

@@ -265,3 +265,26 @@ def test_real_data():
     assert [split.images for split in report.splits] == [120, 480, 160]
     assert all(difference.relation == "subset" for difference in report.differences)
     assert not any({"train_cls.txt", "cls_labels.npy"} == {d.first, d.second} for d in report.differences)
+
+
+def test_a_list_that_omits_labels_of_817_images_in_10582_is_told(tmp_path, capsys):
+    """The difference between the widely used train_cls.txt and cls_labels.npy, imitated to scale with 13 of 168."""
+    images, short = 168, 13
+    rng = np.random.default_rng(0)
+    labels, listed = {}, []
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
+    for number in range(images):
+        name = f"2007_{number:06d}"
+        classes = {number % 3, (number + 1) % 3} if number < short else {number % 3, *rng.integers(3, size=number % 2)}
+        labels[name] = np.array([float(label in classes) for label in range(3)])
+        told = sorted(classes)[:-1] if number < short else sorted(classes)
+        listed.append(f"{name} {' '.join(map(str, told))}")
+        add_image(tmp_path, name)
+    np.save(tmp_path / "cls_labels.npy", labels)
+    write_list(tmp_path, "train_aug", *listed)
+    report = check_dataset(tmp_path)
+    (found,) = (d for d in report.differences if {d.first, d.second} == {"train_aug.txt", "cls_labels.npy"})
+    assert (found.images, found.differing, found.relation) == (images, short, "subset")
+    check_data.main([str(tmp_path)])
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"differ in {short} of {images} images; always a strict subset: train_aug.txt omits labels" in text
