@@ -82,7 +82,7 @@ def test_going_on_leaves_what_is_done(finished: tuple[Path, Path], folder: Path,
 
 def test_coco_output_holds_the_masks(finished: tuple[Path, Path], folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    assert run(finished, folder, "--output", output, "--coco") == 0
+    assert run(finished, folder, "--output", output, "--coco", "--tile", "32", "--batch", "2") == 0
     summary = json.loads((output / "predictions.json").read_text())
     coco = json.loads((output / "coco.json").read_text())
     assert [entry["name"] for entry in coco["categories"]] == summary["classes"]
