@@ -74,7 +74,7 @@ def open_cv() -> Any:
         import cv2
     except ImportError:
         raise GwsssError(
-            "videos and cameras need OpenCV; install it: python -m pip install opencv-python-headless (or gwsss-fast[video])"
+            "videos and cameras need OpenCV; install it: python -m pip install opencv-python-headless"
         ) from None
     return cv2
 
