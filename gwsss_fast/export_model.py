@@ -17,7 +17,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from gwsss_fast import __version__, cli, files
+from gwsss_fast import __version__, cli, distributed, files
 from gwsss_fast.config import Config, absolute_paths, read_config
 from gwsss_fast.data.images import IMAGE_EXTENSIONS, read_image
 from gwsss_fast.data.palette import voc_palette
@@ -116,8 +116,9 @@ class Export:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 1 when the file agrees too little with the checkpoint."""
+    given = sys.argv[1:] if arguments is None else arguments
     passed: list[bool] = []
-    status = cli.run(lambda: passed.append(_command(sys.argv[1:] if arguments is None else arguments)))
+    status = cli.run(lambda: passed.append(distributed.on_main(lambda: _command(given))))
     return status or int(not all(passed))
 
 

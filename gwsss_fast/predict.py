@@ -14,7 +14,7 @@ import tyro
 from numpy.typing import NDArray
 from PIL import Image
 
-from gwsss_fast import cli
+from gwsss_fast import cli, distributed
 from gwsss_fast.data.ahead import read_ahead
 from gwsss_fast.data.images import MAX_MEGAPIXELS, read_image, set_pixel_limit
 from gwsss_fast.errors import GwsssError
@@ -22,6 +22,7 @@ from gwsss_fast.inference.inputs import Inputs, Video, find_inputs, open_video
 from gwsss_fast.inference.predictor import Predictor
 from gwsss_fast.inference.written import Written
 from gwsss_fast.training.logs import Reporter
+from gwsss_fast.training.signals import terminating
 
 MOST_READ = 16
 """Images that are read at a time where the processor has so many threads, if batches are not larger."""
@@ -73,31 +74,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: Sequence[str]) -> None:
+    options, inputs = distributed.on_main(lambda: read_arguments(arguments))
+    set_pixel_limit(options.max_megapixels)
+    output = Path(options.output)
+    predictor = open_predictor(options)
+    written = Written(output, predictor.classes, options.overlay)
+    unreadable: list[str] = []
+    count = 0
+    try:
+        with terminating():
+            count += predict_images(predictor, inputs, written, unreadable)
+            for name in distributed.share([*inputs.videos]):
+                count += predict_video(predictor, name, inputs.videos[name], written, unreadable, options)
+    finally:  # also when stopped, for --resume
+        written.close()
+    written.join([*inputs.images])
+    count = sum(distributed.gather(count))
+    unreadable = [each for found in distributed.gather(unreadable) for each in found]
+    if options.coco:
+        distributed.on_main(written.write_coco)
+    if distributed.is_main():
+        print(f"{count} masks in {output}")
+    if unreadable:
+        more = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
+        raise GwsssError(f"{unreadable[0]}{more}; all other images are done")
+
+
+def read_arguments(arguments: Sequence[str]) -> tuple[Arguments, Inputs]:
+    """The command line and what it names. Raises GwsssError for what cannot be used, and where results lie already."""
     default = Arguments(inputs=tyro.MISSING, model=tyro.MISSING)
     options = cli.parse(Arguments, default, arguments, "gwsss-fast predict", Arguments.__doc__ or "")
     for name in ("every", "frames"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise GwsssError(f"--{name} {value}: give at least 1")
     set_pixel_limit(options.max_megapixels)
-    inputs, output = find_inputs(options.inputs), Path(options.output)
+    inputs = find_inputs(options.inputs)
     if not options.resume:
-        cli.refuse_existing(output)
-    predictor = open_predictor(options)
-    written = Written(output, predictor.classes, options.overlay)
-    unreadable: list[str] = []
-    count = 0
-    try:
-        count += predict_images(predictor, inputs, written, unreadable)
-        for name, source in inputs.videos.items():
-            count += predict_video(predictor, name, source, written, unreadable, options)
-    finally:  # also when stopped, for --resume
-        written.close()
-    if options.coco:
-        written.write_coco()
-    print(f"{count} masks in {output}")
-    if unreadable:
-        more = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
-        raise GwsssError(f"{unreadable[0]}{more}; all other images are done")
+        cli.refuse_existing(Path(options.output))
+    return options, inputs
 
 
 def open_predictor(options: Arguments) -> Predictor:
@@ -123,21 +137,23 @@ def at_a_time(predictor: Predictor) -> int:
 
 
 def predict_images(predictor: Predictor, inputs: Inputs, written: Written, unreadable: list[str]) -> int:
-    """Write the results of the images that have none; returns how many of all have one.
+    """Write the results of this process's images that have none; returns how many of them have one.
 
     unreadable: gets what could not be read, and why.
     """
-    images = inputs.images
+    images = {name: inputs.images[name] for name in distributed.share([*inputs.images])}
     missing = [name for name in images if not written.has(name)]
     before = len(unreadable)
     if images:
-        with Reporter("predict", len(images), len(images) - len(missing)) as bar:
+        start = len(images) - len(missing)
+        with Reporter("predict", len(inputs.images), start * distributed.size(), shared=True) as bar:
             for batch in read_ahead(missing, lambda name: _readable(images[name]), at_a_time(predictor)):
                 good = [(name, image) for name, image in batch if isinstance(image, Image.Image)]
                 unreadable += [str(error) for _, error in batch if not isinstance(error, Image.Image)]
                 for (name, image), found in zip(good, predictor([image for _, image in good]), strict=True):
                     written.add(name, {"image": str(images[name])}, image, found)
                 bar.advance(by=len(batch))
+                distributed.check()
     return len(images) - (len(unreadable) - before)
 
 
@@ -166,6 +182,7 @@ def predict_video(
                     written.add(_frame_name(name, number), facts, frame, found)
                 count += len(batch)
                 bar.advance(by=len(batch))
+                distributed.check()
     finally:
         video.close()
     return count

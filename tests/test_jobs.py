@@ -14,7 +14,8 @@ import pytest
 
 from gwsss_fast import cam, cli, distributed, pseudo
 from gwsss_fast.evaluate import predict_split
-from tests.ranks import launch_function, output, start_ranks, statuses, together
+from gwsss_fast.inference import written
+from tests.ranks import launch, launch_function, output, start_ranks, statuses, together
 
 OPTIONS = {
     # An image takes part in several passes, which several processes run.
@@ -104,7 +105,11 @@ class Disturbed:
 def stopped_command(stage: str, arguments: list[str], at: int, who: int) -> None:
     """A command whose process `who` gets SIGTERM before it writes its file number `at`."""
     if int(os.environ["RANK"]) == who:
-        module, name = {"cam": (cam, "save_maps"), "pseudo": (pseudo, "save_mask")}[stage]
+        module, name = {
+            "cam": (cam, "save_maps"),
+            "pseudo": (pseudo, "save_mask"),
+            "predict": (written, "save_mask"),
+        }[stage]
         setattr(module, name, Disturbed(getattr(module, name), at, signal.SIGTERM))
     sys.exit(cli.main(arguments))
 
@@ -140,6 +145,34 @@ def test_pseudo_labels_after_sigterm_to_one_of_three_are_gone_on_with_by_two(
     together(2, ["train", "--output", str(run), "--resume", "--stage", "pseudo"], tmp_path / "logs")
     assert contents(run / "pseudo") == by_one[0]["pseudo"]
     assert scores(run)["pseudo"] == scores(by_one[1])["pseudo"]
+
+
+def test_predictions_of_three_processes_are_those_of_one(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    """By three at once, and by two after SIGTERM to one of three."""
+    data, run = finished
+    (tmp_path / "photos").mkdir()
+    for number, path in enumerate(sorted((data / "JPEGImages").iterdir())[:7]):
+        shutil.copy(path, tmp_path / "photos" / f"{9 - number}.jpg")
+    (tmp_path / "photos" / "5.jpg").write_bytes(b"no image")
+    arguments = ["predict", str(tmp_path / "photos"), "--model", str(run / "segmenter/last.pt"), "--precision", "fp32"]
+    arguments += ["--coco", "--overlay", "--output"]
+    for count in (1, 3):
+        found = statuses(launch(count, [*arguments, str(tmp_path / str(count))], tmp_path / "logs"))
+        assert found == [2] * count, output(tmp_path / "logs")
+        assert output(tmp_path / "logs").count("error: image") == 1
+        assert output(tmp_path / "logs").count(f"6 masks in {tmp_path / str(count)}\n") == 1
+    assert contents(tmp_path / "3") == contents(tmp_path / "1")
+    assert len(contents(tmp_path / "1")) == 14
+    again = [*arguments, str(tmp_path / "again")]
+    assert statuses(start_ranks(3, stopped_command, ("predict", again, 2, 1), tmp_path / "logs")) == [143] * 3
+    assert (tmp_path / "again" / "predictions-1.json").is_file()
+    statuses(launch(2, [*again, "--resume"], tmp_path / "logs"))
+    summaries = [json.loads((tmp_path / name / "predictions.json").read_text()) for name in ("1", "again")]
+    assert summaries[0] == summaries[1]
+    for name, content in contents(tmp_path / "1").items():
+        if name.endswith((".png", ".jpg")):
+            assert (tmp_path / "again" / name).read_bytes() == content
+    assert not [*(tmp_path / "again").glob("predictions-*")]
 
 
 def test_a_file_that_one_process_cannot_read_ends_all(copied: tuple[Path, Path], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gwsss_fast import files
+from gwsss_fast import distributed, files
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.inference.results import Prediction, coco_annotations, coco_categories
 from gwsss_fast.labels.masks import save_mask
@@ -21,12 +22,14 @@ SUMMARY, COCO = "predictions.json", "coco.json"
 class Written:
     """Results by name: NAME.png, NAME_overlay.jpg on request, and predictions.json when `close` is called.
 
-    What a former run has left counts as done. Raises GwsssError for a predictions.json that cannot be read.
+    What a former run has left counts as done. Of several processes each has a summary of its own, predictions-1.json
+    and so on, until `join`. Raises GwsssError for a predictions.json that cannot be read.
     """
 
     def __init__(self, folder: Path, classes: tuple[str, ...], overlay: bool = False) -> None:
         self.folder, self.classes, self.overlay = folder, classes, overlay
-        self.done = _earlier(folder / SUMMARY)
+        self.done = distributed.on_main(self._earlier)
+        self.before = tuple(self.done)
 
     def has(self, name: str) -> bool:
         """Whether this result is there."""
@@ -45,9 +48,34 @@ class Written:
         self.done[name] = {**facts, **found.as_dict()}
 
     def close(self) -> None:
-        """Write predictions.json; nothing where nothing was done."""
+        """Write this process's summary; nothing where nothing was done."""
+        number = f"-{distributed.rank()}" if distributed.rank() else ""
         if self.done:
-            files.write_json(self.folder / SUMMARY, {"classes": self.classes, "images": self.done})
+            path = self.folder / f"{Path(SUMMARY).stem}{number}.json"
+            files.write_json(path, {"classes": self.classes, "images": self.done})
+
+    def join(self, order: Sequence[str]) -> None:
+        """Make one summary of those of all processes, new images in `order`. All processes have closed theirs."""
+        place = {name: number for number, name in enumerate([*self.before, *order])}
+        found = {name: facts for done in distributed.gather(self.done) for name, facts in done.items()}
+        last = len(place)
+        if distributed.size() > 1:
+            self.done = {name: found[name] for name in sorted(found, key=lambda name: (place.get(name, last), name))}
+        distributed.on_main(self._write_one)
+
+    def _write_one(self) -> None:
+        parts = self._parts()
+        if parts:  # else the summary of process 0 is the whole one
+            self.close()
+        for path in parts:
+            path.unlink()
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.folder.glob(f"{Path(SUMMARY).stem}-[0-9]*.json"))
+
+    def _earlier(self) -> dict[str, Any]:
+        files = (self.folder / SUMMARY, *self._parts())
+        return {name: facts for path in files for name, facts in _earlier(path).items()}
 
     def write_coco(self) -> None:
         """coco.json: the objects of all results with the run lengths of their masks."""
