@@ -102,6 +102,8 @@ class Predictor:
         Images of one size share a pass through the network. probabilities: give those too; they need 4 (L + 1) bytes a
         pixel. Raises GwsssError for what is no image.
         """
+        if isinstance(images, (str, Path, Image.Image, np.ndarray)):
+            raise GwsssError("a predictor takes several images: predictor([image])")
         pixels = [pixels_of(image) for image in images]
         found: dict[int, Prediction] = {}
         held: dict[int, NDArray[np.float32]] = {}

@@ -26,7 +26,7 @@ MOST_CLASSES = 254  # a mask has 8 bits, and 255 means something else
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A network ready to run, with what must be known to use it.
+    """A network ready to run, with what must be known to use it. Raises GwsssError for more classes than a mask holds.
 
     run: images (B, 3, H, W) -> logits (B, L + 1, h, w) of any dtype, or labels (B, H, W). classes: without background.
     precision: of the arithmetic. what: in words, for people. scales, flip: how the trained model was evaluated. mean,
@@ -47,6 +47,12 @@ class Segmenter:
     height: Range = ANY
     width: Range = ANY
     scored: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.classes) <= MOST_CLASSES:
+            raise GwsssError(
+                f"{len(self.classes)} classes; a predictor needs the names of 1 to {MOST_CLASSES}, no background"
+            )
 
     def fit(self, height: float, width: float) -> tuple[int, int]:
         """The size nearest to height x width that the network takes."""
@@ -141,8 +147,6 @@ def from_module(
     On a CPU copies of it are prepared for speed, and `auto` holds bf16 against fp32 on the first images. Raises
     GwsssError for no class or more than a mask has values for.
     """
-    if not 1 <= len(classes) <= MOST_CLASSES:
-        raise GwsssError(f"{len(classes)} classes; a predictor needs the names of 1 to {MOST_CLASSES}, no background")
     wanted, precision = precision, choose_precision(precision, device)
     model = model.eval().to(device)
     if device.type == "cpu":

@@ -35,14 +35,14 @@ def small_resnet() -> nn.Module:
     torch.manual_seed(0)
     body = ResNet101((1, 2, 1, 1))
     freeze_batch_norm(body)
-    return with_statistics(DeepLabV2(5, body, rates=(1, 2)))
+    return with_statistics(DeepLabV2(5, body, rates=(1, 4)))
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:
     return float((found.float() - wanted).abs().max() / wanted.abs().max())
 
 
-@pytest.mark.parametrize("size", [(33, 41), (64, 64), (1, 1)])
+@pytest.mark.parametrize("size", [(33, 41), (17, 20), (1, 1)])
 def test_a_network_of_residual_blocks_is_wholly_fused(size: tuple[int, int]) -> None:
     """Convolutions are all that is left of it besides pooling and the first change of memory format."""
     model, images = small_resnet(), torch.randn(2, 3, *size)
@@ -130,6 +130,13 @@ def learnt(pairs: list[tuple[Tensor, Tensor]]) -> nn.Module:
     return model.eval()
 
 
+class Activated(nn.BatchNorm2d):
+    """As timm has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(super().forward(x))
+
+
 class Odd(nn.Module):
     """What must not be fused as if it were the plain thing."""
 
@@ -138,13 +145,13 @@ class Odd(nn.Module):
         self.a, self.b, self.c = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
         self.d = nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect")
         self.e = nn.Conv2d(3, 3, 3, padding="same", bias=False)
-        self.norm = nn.BatchNorm2d(3)
+        self.norm, self.activated = nn.BatchNorm2d(3), Activated(3)
         self.same = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         shared = self.a(x)
         x = self.norm(shared) + shared  # the convolution's own value is used too
-        y = self.b(x)
+        y = 0.5 - self.activated(self.b(x))
         y = F.relu(y + y)  # a sum with itself
         z = self.c(y) + self.same(y)  # another name for y, which is read again below
         z = torch.add(self.d(z), z, alpha=2) + self.c(z) * y

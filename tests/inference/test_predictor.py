@@ -124,6 +124,7 @@ def test_a_crf_refines_whole_images_and_windows(model: nn.Module, photograph: np
         ({"precision": "fp16", "device": "cpu"}, "fp16 needs a GPU"),
         ({"classes": None}, "pass classes"),
         ({"classes": ()}, "0 classes"),
+        ({"classes": [str(number) for number in range(255)]}, "255 classes"),
     ],
 )
 def test_bad_options_are_named(model: nn.Module, options: dict, words: str) -> None:
@@ -144,6 +145,12 @@ def test_bad_options_are_named(model: nn.Module, options: dict, words: str) -> N
 def test_what_is_no_image_is_named(model: nn.Module, image: object, words: str) -> None:
     with pytest.raises(GwsssError, match=words):
         Predictor(model, classes=CLASSES)([image])  # type: ignore[list-item]
+
+
+def test_one_image_by_itself_is_named(model: nn.Module, photograph: np.ndarray) -> None:
+    for image in (photograph, Image.fromarray(photograph), "image.jpg"):
+        with pytest.raises(GwsssError, match=r"predictor\(\[image\]\)"):
+            Predictor(model, classes=CLASSES)(image)  # type: ignore[arg-type]
 
 
 def test_a_checkpoint_brings_its_classes_and_its_protocol(finished: tuple[Path, Path]) -> None:
