@@ -28,6 +28,7 @@ from gwsss_fast.report.tables import MEASURES, TABLES, Row, Table
 from gwsss_fast.training.estimates import estimate, measure_rates
 from gwsss_fast.training.forks import fork_run
 from gwsss_fast.training.runs import open_data
+from gwsss_fast.training.signals import Terminated
 
 QUICK, PAPER = "quick", "paper"
 WIDTH = 200  # letters of the table where there is no terminal
@@ -103,7 +104,16 @@ class Plan:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return cli.run(lambda: _command(sys.argv[1:] if arguments is None else arguments))
+    stopped: list[int] = []
+
+    def body() -> None:
+        try:
+            _command(sys.argv[1:] if arguments is None else arguments)
+        except KeyboardInterrupt as stop:
+            print("stopped; the same command goes on", file=sys.stderr)
+            stopped.append(cli.TERMINATED if isinstance(stop, Terminated) else cli.INTERRUPTED)
+
+    return cli.run(body) or sum(stopped)
 
 
 def _command(arguments: Sequence[str]) -> None:
@@ -117,7 +127,7 @@ def _command(arguments: Sequence[str]) -> None:
         show(plan, options.config)
         return
     failed = [] if options.table_only else run_plan(plan, options.jobs)
-    report(table, rows, plan, options, layout, folder)
+    report(table, rows, make_plan(table, table.rows, layout, options, base), options, layout, folder)
     if failed:
         raise GwsssError(f"{len(failed)} of {len(plan.jobs)} commands failed, the first: {failed[0]}")
 
@@ -289,18 +299,19 @@ def run_job_quietly(words: Sequence[str], job: Job) -> None:
 
 
 def report(table: Table, rows: Sequence[Row], plan: Plan, options: Arguments, layout: str, folder: Path) -> None:
-    """Print the table of what has been done and write its files."""
+    """Print the table of what has been done, of `rows` and of others that have numbers, and write its files."""
     scores: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
     for (row, measure, seed), (place, readout) in plan.places.items():
         value = tables.read_score(place, measure, readout)
         if value is not None:
             scores[row, measure][seed] = value
-    reasons = dict(plan.reasons)
+    reasons, done = dict(plan.reasons), {row for row, _ in scores}
+    shown = [row for row in table.rows if row in rows or row.name in done]
     for row, measure in {(row, measure) for row, measure, _ in plan.places}:
         missing = [str(seed) for seed in options.seeds if seed not in scores[row, measure]]
         if missing:
             reasons[row, measure] = f"not run yet: seed {', '.join(missing)}"
-    lines = tables.compare(table, scores, reasons, rows)
+    lines = tables.compare(table, scores, reasons, shown)
     facts = list(facts_of(table, options, layout))
     Console(width=None if sys.stdout.isatty() else WIDTH).print(text_table(table, lines, facts))
     paths = write_table(folder, table, lines, facts)

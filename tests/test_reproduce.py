@@ -41,6 +41,7 @@ def test_two_rows_run_share_and_resume(tmp_path: Path, capfd: pytest.CaptureFixt
     assert float(found["graph-only", "val"]["mean"]) == round(metrics(graph)["segmentation"]["miou"], 4)
     assert float(found["random", "maps"]["mean"]) == round(metrics(random)["cam"]["ensemble"]["miou"], 4)
     assert found["random", "val"]["direction"] == "one seed only"
+    assert {row for row, _ in found} == {"full", "intermediate-only", "graph-only", "random"}  # with all that full gives
     assert (output / "table-4.html").is_file()
     before = (random / "segmenter" / "last.pt").stat().st_mtime_ns
     capfd.readouterr()
@@ -147,6 +148,7 @@ def test_a_failure_is_told_and_the_other_rows_run(
     fails(capsys, status, "1 of 3 commands failed", "no-group-0")
     monkeypatch.setattr(reproduce, "run_job", lambda job, own_process: 130)
     assert reproduce.main(["--table", "5", "--seeds", "0", "--output", str(tmp_path)]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
 
 
 def test_several_trainings_at_a_time_are_processes_of_their_own(
