@@ -41,7 +41,7 @@ def test_two_rows_run_share_and_resume(tmp_path: Path, capfd: pytest.CaptureFixt
     assert float(found["graph-only", "val"]["mean"]) == round(metrics(graph)["segmentation"]["miou"], 4)
     assert float(found["random", "maps"]["mean"]) == round(metrics(random)["cam"]["ensemble"]["miou"], 4)
     assert found["random", "val"]["direction"] == "one seed only"
-    assert {row for row, _ in found} == {"full", "intermediate-only", "graph-only", "random"}  # with all that full gives
+    assert {row for row, _ in found} == {"full", "intermediate-only", "graph-only", "random"}  # all of full
     assert (output / "table-4.html").is_file()
     before = (random / "segmenter" / "last.pt").stat().st_mtime_ns
     capfd.readouterr()
