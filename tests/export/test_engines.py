@@ -18,6 +18,7 @@ from gwsss_fast.export.build_engines import build_by_torch_tensorrt, build_engin
 from gwsss_fast.export.contents import kind_of, read_metadata
 from gwsss_fast.export.deployed import deployed
 from gwsss_fast.export.metadata import Metadata, write_beside
+from gwsss_fast.export.onnx_files import quantise
 from gwsss_fast.export.programs import export_program
 from gwsss_fast.export.runtimes import open_runtime
 from tests.command_line import fails
@@ -68,6 +69,15 @@ def test_16_bits_with_all_options_in_the_graph(precision: str, tmp_path: Path) -
     metadata = engine_metadata(file.metadata, "tensorrt-rtx", "8.9")
     parsed = build_engine(file.path, tmp_path / "model.engine", metadata, ("8.9",))
     assert parsed.outputs == {"labels": (-1, -1, -1)}
+
+
+@needs_no_gpu
+def test_int8_is_written_as_the_parser_wants_it(small: Exported, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    metadata = replace(engine_metadata(small.metadata, "tensorrt-rtx", "8.9"), precision="int8")
+    quantise(small.path, tmp_path / "int8.onnx", [torch.randn(1, 3, 33, 33)], metadata)
+    parsed = build_engine(tmp_path / "int8.onnx", tmp_path / "model.engine", metadata, ("8.9",))
+    assert parsed.layers >= 8  # with those that quantise the images and the weights
 
 
 @needs_no_gpu
