@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import threading
+import time
 import warnings
 
 import numpy as np
@@ -20,7 +21,7 @@ from gwsss_fast.data.samplers import GroupSampler
 from gwsss_fast.data.torch_datasets import GroupDataset
 from gwsss_fast.data.transforms import SquareTransform
 from gwsss_fast.errors import GwsssError
-from gwsss_fast.training.batches import image_cache
+from gwsss_fast.training.batches import consecutive, epochs_of_batches, image_cache
 from tests.command_line import run_train
 
 BYTES = 40 * 30 * 3 + 128  # of one image in the folder
@@ -157,10 +158,18 @@ def test_a_full_disk_is_no_harm(records, tmp_path, monkeypatch):
         DiskCache(tmp_path / "file", 1)
 
 
+class Hesitant(DiskCache):
+    """Takes its time between reading how much is used and writing it."""
+
+    def _note(self, total):
+        time.sleep(0.005)
+        super()._note(total)
+
+
 def _fill(folder, records, seed, failures):
     try:
-        cache = DiskCache(folder, megabytes(8.5))
-        for index in np.random.default_rng(seed).integers(0, len(records), 150).tolist():
+        cache = Hesitant(folder, megabytes(8.5))
+        for index in np.random.default_rng(seed).integers(0, len(records), 80).tolist():
             assert np.array_equal(np.asarray(cache.read(records[index])), pixels(records[index]))
             total = 0
             for path in files(folder):
@@ -231,3 +240,13 @@ def test_the_next_epoch_is_drawn_while_one_runs(records):
             dataset.set_epoch(epoch)
         assert all(torch.equal(ahead[place]["indices"], plain[place]["indices"]) for place in range(12))
     assert ahead._sampler.asked == [(0, True), (1, False), (2, False), (3, False), (5, True)]
+
+
+def test_the_training_has_it_drawn_ahead(records):
+    split = Split("train", ("a", "b", "c"), tuple(records))
+    dataset = GroupDataset(split, Slow(), SquareTransform(8))
+    batches = epochs_of_batches(dataset, lambda epoch: consecutive(12, 4), 0, 3, 0, False)
+    found = [next(batches).items["indices"] for _ in range(9)]
+    assert dataset._sampler.asked[:3] == [(0, True), (1, False), (2, False)]
+    for epoch in range(3):
+        assert torch.equal(torch.cat(found[3 * epoch : 3 * epoch + 3]), torch.from_numpy(Slow().epoch(epoch)))
