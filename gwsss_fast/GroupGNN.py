@@ -183,7 +183,7 @@ class GroupGNN(nn.Module):
 
     def _step_again(self, backend: str, *arguments: Any) -> Tensor:
         """`_step` with the backend of the forward pass also where the backward pass runs it again."""
-        if backend == "auto":
+        if backend == "auto" or torch.compiler.is_compiling():  # PyTorch 2.11 traces no change of state in a checkpoint
             return self._step(*arguments)
         with use_backend(backend):
             return self._step(*arguments)

@@ -216,7 +216,8 @@ def refuse_changes(old: Config, new: Config, folder: Path, fixed: Callable[[str]
 def stage_of(key: str) -> str | None:
     """The first stage whose result depends on the field; None for fields that change no result."""
     section, _, name = key.rpartition(".")
-    if key in HARMLESS or section == "training" or name == "checkpoint_every":
+    trained_alike = section == "training" and name != "sync_batch_norm"
+    if key in HARMLESS or trained_alike or name == "checkpoint_every":
         return None
     return section if section in STAGES and key != "cam.oaa" else "classifier"
 

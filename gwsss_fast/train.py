@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -107,6 +108,10 @@ def choose_folder(options: Arguments) -> Path:
         elif any(folder.iterdir()) and not (folder / "config.yaml").is_file():
             raise GwsssError(f"output {folder} is not the folder of a run (no config.yaml); name another folder")
         return folder
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
+        raise GwsssError(
+            "torchrun --max-restarts needs --output DIR: a restart has to find the run that it goes on with"
+        )
     data = options.config.data.root
     data = data if data == "embedded" else Path(data).resolve().name
     preset = Path(options.preset).stem if options.preset.endswith((".yaml", ".yml")) else options.preset

@@ -113,7 +113,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How both stages train; the result is the same up to rounding."""
+    """How both stages train; but for `sync_batch_norm` the result is the same up to rounding."""
 
     accumulate: Annotated[int, _alias(aliases=["--accumulate"])] = 1
     """Parts that a step's batch is divided into, one after the other: less memory. A GPU that runs out of memory

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gwsss_fast import distributed
+from gwsss_fast.models.base import FrozenMixin
 
 
 class _SyncedMixin:
@@ -32,15 +33,20 @@ class SyncedBatchNorm2d(_SyncedMixin, nn.BatchNorm2d):
 SYNCED: dict[type[nn.Module], type[nn.Module]] = {nn.BatchNorm1d: SyncedBatchNorm1d, nn.BatchNorm2d: SyncedBatchNorm2d}
 
 
-def synchronise_batch_norm(module: nn.Module) -> int:
-    """Let every trained batch norm in `module` see the batch of all processes; frozen ones stay. Returns how many.
+def synchronise_batch_norm(module: nn.Module) -> tuple[int, set[str]]:
+    """Let every trained batch norm in `module` see the batch of all processes; frozen ones stay.
+
+    Returns how many see it, and the names of the kinds of trained batch norm that cannot.
 
     The layer's class is replaced, so its parameters, its statistics and their names stay what they are.
     """
     found = [layer for layer in module.modules() if type(layer) in SYNCED]
     for layer in found:
         layer.__class__ = SYNCED[type(layer)]
-    return len(found)
+    others = (
+        x for x in module.modules() if isinstance(x, _BatchNorm) and not isinstance(x, (_SyncedMixin, FrozenMixin))
+    )
+    return len(found), {type(layer).__name__ for layer in others}
 
 
 def set_idle(module: nn.Module, idle: bool) -> None:

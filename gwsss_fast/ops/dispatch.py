@@ -109,8 +109,8 @@ def backend(name: str) -> Iterator[None]:
 def available() -> dict[str, dict[str, Availability]]:
     """For each operation and backend: usable on this machine, or the reasons why not."""
     return {
-        operation: {name: _availability(kernels.get(name)) for name in BACKENDS}
-        for operation, kernels in sorted(_registry.items())
+        operation: {name: _availability(_registry[operation].get(name)) for name in BACKENDS}
+        for operation in sorted(_registry)  # by name alone, which PyTorch 2.11 can trace
     }
 
 

@@ -1,22 +1,22 @@
 """Checkpoints that continue a training exactly: weights, optimiser, position and random states.
 
 Everything in the file is a tensor, number, string or plain container, so `torch.load(weights_only=True)` reads it.
-The newest is last.pt; step-N.pt beside it are the ones before, and best.pt that of the best epoch.
 """
 
 from __future__ import annotations
 
 import os
 import random
-import shutil
-from collections.abc import Callable
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from gwsss_fast import files
 from gwsss_fast.errors import GwsssError
@@ -61,65 +61,33 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
     with files.atomic_path(path) as temporary, temporary.open("wb") as file:
         try:
             torch.save({"format": FORMAT, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the new name with nothing in it
         except RuntimeError as error:  # PyTorch's zip writer covers the operating system's error with its own
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
 
 
-def replace_checkpoint(path: Path, content: dict[str, Any], keep: int, step_before: int | None) -> None:
-    """Write the newest checkpoint at `path`; the one there, of `step_before`, becomes step-N.pt; in all `keep` stay.
-
-    At no time is there none. Raises GwsssError when the disk refuses; the newest is then still the one before.
-    """
-    if step_before is not None and keep > 1 and path.is_file():
-        link(path, path.with_name(f"step-{step_before:08d}.pt"))
-    save_checkpoint(path, content)
-    for old in earlier_checkpoints(path)[keep - 1 :]:
-        old.unlink(missing_ok=True)
-
-
 def save_weights(path: Path, model: nn.Module, **facts: str) -> None:
     """Write the weights alone as a safetensors file, atomically, `facts` in its header."""
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with files.atomic_path(path) as temporary:
-        save_file(state, temporary, metadata=facts)
-
-
-def earlier_checkpoints(path: Path) -> list[Path]:
-    """The checkpoints before the newest at `path`, the latest first."""
-    return sorted((x for x in path.parent.glob("step-*.pt") if x.stem[5:].isdigit()), reverse=True)
-
-
-def link(path: Path, copy: Path) -> None:
-    """The same content under a second name, where the file system can without writing it again."""
-    with files.atomic_path(copy) as temporary:
-        temporary.unlink()
         try:
-            os.link(path, temporary)
-        except OSError:
-            shutil.copyfile(path, temporary)
+            save_file(state, temporary, metadata=facts)
+        except SafetensorError as error:  # it covers the operating system's error with its own
+            raise OSError(f"{error}") from error
 
 
-def newest_readable(path: Path, tell: Callable[[str], None]) -> Path | None:
-    """`path`, or the latest checkpoint before it that can be read where it cannot; None when there is none at all.
-
-    tell: takes one line when it has to be an earlier one. Raises GwsssError when all are damaged.
-    """
-    there = [file for file in (path, *earlier_checkpoints(path)) if file.is_file()]
-    problems = []
-    for file in there:
-        try:
-            load_checkpoint(file)
-        except GwsssError as error:
-            problems.append(error)
-            continue
-        for problem in problems:
-            tell(f"{problem}; going on from {file.name}")
-        return file
-    if problems:
-        raise problems[0]
-    return None
+def is_whole(path: Path) -> bool:
+    """Whether the file is there and agrees with the checksums that it holds of its parts."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return path.is_file() and path.read_bytes()[:2] != b"PK"  # PyTorch's older format has no checksums
+        with zipfile.ZipFile(path) as parts:
+            return parts.testzip() is None
+    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, ValueError, zlib.error):
+        return False
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -131,6 +99,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise GwsssError(f"checkpoint {path} does not exist; train that stage first or pass another file")
     try:
+        if not is_whole(path):
+            raise ValueError("a part of it has changed")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken pickle raises almost anything
         raise GwsssError(f"checkpoint {path} is damaged or not a checkpoint; remove it to train again") from error
@@ -150,6 +120,8 @@ def restore_model(model: nn.Module, content: dict[str, Any], path: str | Path) -
     for name, value in target.items():
         if name not in stored:
             raise GwsssError(f"checkpoint {path} lacks {name}; it was made with other model options")
+        if not isinstance(stored[name], Tensor):
+            raise GwsssError(f"checkpoint {path}: {name} is no tensor; remove it to train again")
         if stored[name].shape != value.shape:
             raise GwsssError(
                 f"checkpoint {path}: {name} has shape {tuple(stored[name].shape)}, the model needs "

@@ -98,7 +98,7 @@ def graph_draws(gnn: GroupGNN, part: Part, seed: int, step: int) -> Tensor | Non
     the number of processes nor that of parts has a say in them."""
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, _DRAWS, step]).generate_state(1)[0]))
     whole = gnn.draw(part.share.total, part.items["images"].shape[1], generator)
-    return None if whole is None else whole[:, part.rows]
+    return None if whole is None else whole[:, part.rows].to(part.items["images"].device, non_blocking=True)
 
 
 def plain_phase(run: Run, graph: bool) -> int:

@@ -102,8 +102,9 @@ def _rows(path: Path, start: int) -> list[list[Any]]:
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file))[1:]
-    return [row for row in rows if row and row[0].isdigit() and int(row[0]) <= start]
+        header, *rows = [*csv.reader(file)] or [[]]
+    whole = [row for row in rows if len(row) == len(header) and row[0].isdigit()]  # the last may be cut off
+    return [row for row in whole if int(row[0]) <= start]
 
 
 def _csv(rows: list[list[Any]]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Callable, Iterable
@@ -22,21 +21,13 @@ from gwsss_fast.errors import GwsssError
 from gwsss_fast.GroupGNN import GroupGNN
 from gwsss_fast.models.precision import autocast
 from gwsss_fast.models.synced_batch_norm import set_idle, synchronise_batch_norm
-from gwsss_fast.training.checkpoints import (
-    check_finite,
-    link,
-    load_checkpoint,
-    newest_readable,
-    random_states,
-    replace_checkpoint,
-    restore_model,
-    restore_random_states,
-    save_weights,
-)
+from gwsss_fast.training.checkpoint_folder import remove_unfinished
+from gwsss_fast.training.checkpoints import restore_random_states
 from gwsss_fast.training.guards import Skips, Statistics
 from gwsss_fast.training.logs import Reporter, TrainingLog
 from gwsss_fast.training.parts import Part, Share, split
 from gwsss_fast.training.profiling import Profile
+from gwsss_fast.training.saving import Means, resume, save
 from gwsss_fast.training.schedules import Schedule
 from gwsss_fast.training.signals import Stop, deferred_interrupt
 
@@ -84,38 +75,16 @@ class Trainer:
         self.skips = Skips(self.name, self.options.nonfinite_limit)
         self.network: nn.Module = self.model  # what the loss calls: compiled, and joined to the other processes
         self.best_mean = math.inf
-        self._epoch = _Means()
-        self._random: dict[str, Any] | None = None
-        self._saved: int | None = None
+        self.row, self.epoch = Means(), Means()  # what the next row of the log and the epoch hold so far
+        self.random: dict[str, Any] | None = None  # states to start with
+        self.saved: int | None = None  # the step of the newest checkpoint
 
     def resume(self) -> dict[str, Any]:
         """Continue from the newest checkpoint that can be read and return its content; {} when there is none.
 
         Raises GwsssError when it does not fit the model.
         """
-        path = distributed.on_main(lambda: newest_readable(self.checkpoint, self.tell))
-        if path is None:
-            return {}
-        content = load_checkpoint(path)
-        restore_model(self.model, content, path)
-        try:
-            self.optimizer.load_state_dict(content["optimizer"])
-            self.scaler.load_state_dict(content["scaler"])
-            self.step = self._saved = int(content["step"])
-            others = content.get("random_of_others", [])
-            self.skips.count = int(content.get("skipped", 0))
-            self.best_mean = float(content.get("best_mean", math.inf))
-            self._epoch.sums, self._epoch.counts = content.get("epoch_so_far", ({}, {}))
-            if 1 + len(others) == distributed.size():
-                self._random = [content["random"], *others][distributed.rank()]
-            else:
-                self.tell(
-                    f"{self.name}: goes on with {distributed.size()} processes where {1 + len(others)} began; results "
-                    "agree with those of an unbroken training up to rounding"
-                )
-        except (KeyError, ValueError) as error:
-            raise GwsssError(f"checkpoint {path} cannot be continued: {error}; use another --output") from error
-        return content
+        return resume(self)
 
     def fit(self, batches: Callable[[int], Iterable[Share]], loss: LossFunction, columns: tuple[str, ...] = ()) -> None:
         """Train to `total` steps and write the complete checkpoint.
@@ -129,11 +98,14 @@ class Trainer:
         names = ("loss", *columns, *lr_columns)
         log = TrainingLog(self.logs, self.name, names, self.step) if distributed.is_main() else None
         console = self.console if distributed.is_main() else Console(quiet=True)
+        distributed.on_main(lambda: remove_unfinished(self.checkpoint.parent))
         self._join()
         try:
             with deferred_interrupt() as stop, Reporter(self.name, self.total, self.step, console) as bar:
                 self._fit(batches, loss, log, bar, stop)
                 self.save(complete=True)
+                if stop.take(distributed.add(torch.tensor(stop.flags())).tolist()):  # it came with the last save
+                    raise stop.kind
         finally:
             if log is not None:
                 log.close()
@@ -148,14 +120,14 @@ class Trainer:
     ) -> None:
         self.model.train()
         iterator = iter(batches(self.step))
-        if self._random is not None:  # last, since building things may have drawn numbers
-            restore_random_states(self._random)
+        if self.random is not None:  # last, since building things may have drawn numbers
+            restore_random_states(self.random)
         elif distributed.rank() > 0:  # each process drops other units
             torch.manual_seed(torch.initial_seed() + distributed.rank())
-        every, means = max(self.total // ROWS, 1), _Means()
+        every = max(self.total // ROWS, 1)
         profile = Profile(
             self.options.profile,
-            None if self.options.compile else self.model,
+            None if self.options.compile or self.options.cuda_graphs else self.model,
             self.device,
             self.logs,
             self.name,
@@ -169,18 +141,21 @@ class Trainer:
             profile.next_step(self.tell)
             self.step += 1
             if values is not None:
-                means.add(values)
-                self._epoch.add(values)
+                self.row.add(values)
+                self.epoch.add(values)
                 bar.advance(f"loss {values['loss']:.4f}")
             else:
                 bar.advance("skipped")
-            if log is not None and (self.step % every == 0 or self.step == self.total):
-                log.write(self.step, {**means.take(), **self._learning_rates()})
+            if self.step % every == 0 or self.step == self.total:
+                row = {**self.row.take(), **self._learning_rates()}
+                if log is not None:
+                    log.write(self.step, row)
             if stopping:
                 self.save()
                 raise stop.kind
             if self.step % self.checkpoint_every == 0 or self.step % self.epoch_steps == 0:
                 self.save()
+        profile.finish(self.tell)
 
     def _step(
         self, share: Share, loss: LossFunction, stop: Stop, profile: Profile
@@ -197,7 +172,9 @@ class Trainer:
                 break
             except torch.OutOfMemoryError as error:
                 self._split_more(len(share.rows), error)
-                statistics.restore()
+            if self.device.type == "cuda":  # the error is gone by now, and with it the tensors that it held
+                torch.cuda.empty_cache()
+            statistics.restore()
         with profile.phase("optimiser"):
             self.scaler.unscale_(self.optimizer)
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
@@ -205,23 +182,26 @@ class Trainer:
             own = torch.stack([*sums.values()]).double().cpu()
             finite = bool(own.isfinite().all())
             whole = finite and bool(norm.isfinite())
-            shared = distributed.add(
-                torch.cat([torch.tensor([float(stop.is_set()), float(not whole)], dtype=own.dtype), own])
-            )
-            numbers = dict(zip(sums, (shared[2:] / distributed.size()).tolist(), strict=True))
-            if shared[1]:
+            overflow = whole or not all(bool(gradient.isfinite().all()) for gradient in gradients)
+            flags = torch.tensor([*stop.flags(), float(not whole), float(not overflow)], dtype=own.dtype)
+            shared = distributed.add(torch.cat([flags, own])).tolist()
+            numbers = dict(zip(sums, (number / distributed.size() for number in shared[4:]), strict=True))
+            stopping = stop.take(shared[:2])
+            if shared[2]:
                 statistics.restore()
-                if not self.scaler.is_enabled() or not math.isfinite(numbers["loss"]) or self.scaler.get_scale() <= 1:
+                # What fp16's scaler looks for, an overflow of single gradients at a large scale, is no fault.
+                sought = self.scaler.is_enabled() and self.scaler.get_scale() > 1 and not shared[3]
+                if not sought or not math.isfinite(numbers["loss"]):
                     self.skips.note(
                         self.step + 1, numbers["loss"], self.images(share), finite, self.tell, self._advice()
                     )
                 self.scaler.update()
-                return None, bool(shared[0])
+                return None, stopping
             if self.clip_norm is not None:
                 nn.utils.clip_grads_with_norm_(self.model.parameters(), self.clip_norm, norm)
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        return numbers, bool(shared[0])
+        return numbers, stopping
 
     def _backward(self, share: Share, loss: LossFunction, profile: Profile) -> dict[str, Tensor]:
         """Gradients of the share's loss, part by part; the numbers of the log, summed."""
@@ -250,14 +230,21 @@ class Trainer:
             raise GwsssError(f"{self.name}: out of memory with one item at a time; {advice}") from error
         self.parts = min(2 * self.parts, items)
         self.tell(f"{self.name}: out of memory at step {self.step + 1}; going on in {self.parts} parts a step")
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
 
     def _join(self) -> None:
         """Compile the network and join it to the other processes, as the options say."""
         if distributed.size() > 1 and self.options.sync_batch_norm:
-            synchronise_batch_norm(self.model)
+            layers, others = synchronise_batch_norm(self.model)
+            if layers and self.options.compile:
+                raise GwsssError(
+                    "--compile cannot see through batch norm over several processes; set --training.sync-batch-norm "
+                    "false, or freeze batch norm"
+                )
+            if others:
+                self.tell(f"{self.name}: {', '.join(sorted(others))} sees only the images of its own process")
         self.network = self.model
+        if self.options.cuda_graphs and self.options.compile:
+            raise GwsssError("--compile and training.cuda_graphs exclude one another; choose one")
         if self.options.cuda_graphs:
             if self.device.type != "cuda":
                 raise GwsssError("training.cuda_graphs needs a GPU; leave it out, or use --compile")
@@ -289,62 +276,7 @@ class Trainer:
 
     def save(self, complete: bool = False) -> None:
         """Write the checkpoint, in process 0. Raises GwsssError when a weight is not finite or the disk refuses."""
-        check_finite(self.model, f"{self.name}, step {self.step}")
-        random, more = distributed.gather(random_states()), self.state()
-        best = False
-        if self.step % self.epoch_steps == 0 and self._epoch.sums:
-            mean = self._epoch.take().get(self.best, math.inf)
-            best, self.best_mean = mean < self.best_mean, min(mean, self.best_mean)
-        content = {
-            "stage": self.name,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "step": self.step,
-            "epoch": self.step // self.epoch_steps,
-            "position": self.step % self.epoch_steps,
-            "total": self.total,
-            "complete": complete,
-            "skipped": self.skips.count,
-            "best_mean": self.best_mean,
-            "epoch_so_far": (self._epoch.sums, self._epoch.counts),
-            "random": random[0],
-            "random_of_others": random[1:],
-            **self.record,
-            **more,
-        }
-        distributed.on_main(lambda: self._write(content, best))
-        self._saved = self.step
-
-    def _write(self, content: dict[str, Any], best: bool) -> None:
-        replace_checkpoint(
-            self.checkpoint, content, self.options.keep, self._saved if self._saved != self.step else None
-        )
-        if best:
-            link(self.checkpoint, self.checkpoint.with_name("best.pt"))
-        if content["complete"]:
-            words = {
-                name: json.dumps(self.record[name]) for name in ("classes", "initialised_from") if name in self.record
-            }
-            save_weights(self.checkpoint.with_name("weights.safetensors"), self.model, stage=self.name, **words)
+        save(self, complete)
 
     def _learning_rates(self) -> dict[str, float]:
         return {f"lr_{group.get('name', i)}": group["lr"] for i, group in enumerate(self.optimizer.param_groups)}
-
-
-class _Means:
-    """Running means of named numbers."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.counts: dict[str, int] = {}
-
-    def add(self, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def take(self) -> dict[str, float]:
-        means = {name: value / self.counts[name] for name, value in self.sums.items()}
-        self.sums, self.counts = {}, {}
-        return means

@@ -27,6 +27,7 @@ class OnlineMaps:
     def update(self, out: GroupOutput, indices: Tensor) -> None:
         """Add the maps of a training step; indices (B, K) into the split, on the CPU."""
         both = torch.stack([normalised(out.initial_maps.float()), normalised(out.maps.float())]).half()
+        both = both.nan_to_num(0.0, 0.0, 0.0)  # of a step that will be skipped
         for group, row in enumerate(indices.tolist()):
             for node, index in enumerate(row):
                 record = self.split.records[index]

@@ -15,7 +15,12 @@ from torch import nn
 from gwsss_fast import distributed, files
 
 WARM_UP = 3  # steps that are not measured: the first ones build, tune and fill caches
-PARTS = {"backbone": "backbone", "gnn": "graph", "head": "head"}  # submodules of both stages' networks
+PARTS = {
+    "backbone": "backbone",
+    "body": "backbone",
+    "gnn": "graph",
+    "aspp": "head",
+}  # submodules of both stages' networks
 ORDER = ("data", "backbone", "graph", "head", "loss", "backward", "optimiser")
 
 
@@ -40,7 +45,7 @@ class Profile:
                 if name.rpartition(".")[2] in PARTS and name.count(".") <= 1:
                     phase = PARTS[name.rpartition(".")[2]]
                     self.handles.append(module.register_forward_pre_hook(lambda *_, phase=phase: self._enter(phase)))
-                    self.handles.append(module.register_forward_hook(lambda *_: self._leave()))
+                    self.handles.append(module.register_forward_hook(lambda *_: self._leave(), always_call=True))
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -70,15 +75,26 @@ class Profile:
             self._write_trace()
             self.seconds.clear()
         elif self.done == WARM_UP + 1 + self.steps:
-            files.write_json(
-                self.summary, {name: self.seconds[name] / self.steps for name in ORDER if name in self.seconds}
-            )
-            for line in table(dict(self.seconds), self.steps):
+            self.finish(tell)
+
+    def finish(self, tell: Callable[[str], None]) -> None:
+        """Tell and write what was measured so far, once."""
+        if not self.steps:
+            return
+        if self.recorder is not None:
+            self._write_trace()
+        measured = self.done - WARM_UP - 1
+        if measured > 0:
+            means = {name: self.seconds[name] / measured for name in ORDER if name in self.seconds}
+            files.write_json(self.summary, means)
+            for line in table(dict(self.seconds), measured):
                 tell(line)
             tell(f"trace of one step: {self.trace}")
-            for handle in self.handles:
-                handle.remove()
-            self.steps = 0
+        else:
+            tell(f"profile: {self.done} steps are too few, the first {WARM_UP + 1} are not measured")
+        for handle in self.handles:
+            handle.remove()
+        self.steps = 0
 
     def _write_trace(self) -> None:
         self.recorder.stop()

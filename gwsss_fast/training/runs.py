@@ -20,9 +20,11 @@ from gwsss_fast import distributed, files
 from gwsss_fast.config import Config, DataConfig, to_yaml, write_config
 from gwsss_fast.data.dataset import DataSet, Record, Split, open_dataset
 from gwsss_fast.errors import GwsssError
-from gwsss_fast.training.checkpoints import earlier_checkpoints
+from gwsss_fast.training.checkpoint_folder import earlier_checkpoints
+from gwsss_fast.training.checkpoints import is_whole
 
 STAGES = ("classifier", "cam", "pseudo", "segmenter", "evaluate", "report")
+TRAININGS = ("classifier", "segmenter")
 _MERGED = ("seconds", "interrupted", "initialised_from")  # the other entries of metrics.json are replaced as a whole
 
 
@@ -146,9 +148,10 @@ class Run:
         """What `stage` may leave besides."""
         if stage == "cam":
             return self.map_progress_files()
-        if stage in ("classifier", "segmenter"):
+        if stage in TRAININGS:
             folder = self.folder / stage
-            return [*earlier_checkpoints(folder / "last.pt"), folder / "best.pt", folder / "weights.safetensors"]
+            others = [folder / "best.pt", folder / "weights.safetensors", *folder.glob("*.damaged")]
+            return [*earlier_checkpoints(folder / "last.pt"), *others]
         return []
 
     def begun(self, stage: str) -> bool:
@@ -166,7 +169,9 @@ class Run:
     def _complete(self, stage: str) -> bool:
         if self.outdated(stage) or stage not in self.metrics().get("seconds", {}):
             return False
-        return not missing_files(self.expected_files(stage))
+        expected = self.expected_files(stage)
+        # A training whose last checkpoint is damaged goes on from the one before.
+        return not missing_files(expected) and (stage not in TRAININGS or all(map(is_whole, expected)))
 
     def expected_files(self, stage: str) -> list[Path]:
         """The files that the complete `stage` leaves."""

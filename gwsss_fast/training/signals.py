@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,17 @@ class Stop(threading.Event):
     def __init__(self) -> None:
         super().__init__()
         self.kind: type[KeyboardInterrupt] = KeyboardInterrupt
+
+    def flags(self) -> list[float]:
+        """Whether Ctrl-C and whether SIGTERM has come: numbers that processes add up."""
+        return [float(self.is_set() and self.kind is kind) for kind in (KeyboardInterrupt, Terminated)]
+
+    def take(self, flags: Sequence[float]) -> bool:
+        """Take over what has come to any process, by the sum of their `flags`; whether anything has."""
+        for kind, flag in zip((KeyboardInterrupt, Terminated), flags, strict=True):
+            if flag:
+                self.kind = kind
+        return any(flags)
 
     def problem(self) -> BaseException | None:
         """What to raise: a signal has come, or another process of the job has ended."""

@@ -11,9 +11,10 @@ from torch import nn
 
 from gwsss_fast.config import TrainingConfig
 from gwsss_fast.errors import GwsssError
-from gwsss_fast.training.checkpoints import earlier_checkpoints, load_checkpoint
+from gwsss_fast.training.checkpoint_folder import earlier_checkpoints, link
+from gwsss_fast.training.checkpoints import load_checkpoint, save_weights
 from gwsss_fast.training.guards import Skips, Statistics
-from gwsss_fast.training.signals import Terminated, deferred_interrupt
+from gwsss_fast.training.signals import Stop, Terminated, deferred_interrupt
 from tests.training.test_loop import fit, make_trainer
 
 
@@ -143,10 +144,11 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before(tmp_path: Path, caps
     resumed.resume()
     assert resumed.step == 6
     err = " ".join(capsys.readouterr().err.split())
-    assert "last.pt is damaged or not a checkpoint; remove it to train again; going on from step-00000006.pt" in err
+    assert "last.pt is damaged and now last.pt.damaged; going on from step-00000006.pt" in err
     fit(resumed)
     for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(a, b)
+    assert (folder / "last.pt.damaged").is_file()
     for path in folder.glob("*.pt"):
         path.write_bytes(b"nothing")
     with pytest.raises(GwsssError, match=r"last\.pt is damaged"):
@@ -168,3 +170,103 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: p
             trainer.save()
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 3
     assert make_trainer(tmp_path).resume()["step"] == 3
+
+
+def test_the_only_good_checkpoint_outlives_a_save_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fit(make_trainer(tmp_path, checkpoint_every=3), interrupt_at=6)
+    flipped = bytearray((tmp_path / "last.pt").read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    (tmp_path / "last.pt").write_bytes(flipped)
+    trainer = make_trainer(tmp_path)
+    assert trainer.resume()["step"] == 6
+    trainer.step += 1
+    monkeypatch.setattr(torch, "save", lambda *args, **options: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(GwsssError, match="No space left"):
+        trainer.save()
+    assert make_trainer(tmp_path).resume()["step"] == 6
+
+
+def test_what_a_kill_left_unfinished_is_removed(tmp_path: Path) -> None:
+    fit(make_trainer(tmp_path, total=2))
+    for name in (".last.abc.pt", ".step-00000001.xyz.pt", ".best.q.pt", ".weights.q.safetensors"):
+        (tmp_path / name).write_bytes(b"half")
+    fit(make_trainer(tmp_path, total=2))
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_linking_a_file_to_its_own_second_name_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "last.pt").write_bytes(b"content")
+    for _ in range(2):
+        link(tmp_path / "last.pt", tmp_path / "step-00000001.pt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "step-00000001.pt"]
+
+
+def test_a_signal_during_the_last_save_is_heeded(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, total=3)
+    save = trainer.save
+
+    def signalled(complete: bool = False) -> None:
+        if complete:
+            signal.raise_signal(signal.SIGTERM)
+        save(complete)
+
+    trainer.save = signalled  # type: ignore[method-assign]
+    with pytest.raises(Terminated):
+        fit(trainer)
+    assert load_checkpoint(tmp_path / "last.pt")["complete"]
+
+
+def test_what_has_come_to_one_process_is_what_all_raise() -> None:
+    first, second = Stop(), Stop()
+    second.kind = Terminated
+    second.set()
+    assert first.take([a + b for a, b in zip(first.flags(), second.flags(), strict=True)])
+    assert first.kind is Terminated
+    assert not Stop().take(Stop().flags())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"optimizer": 3}, {"step": None}, {"random": {}}, {"epoch_so_far": 1}, {"model": {"0.weight": 3}}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_checkpoint_that_is_whole_and_wrong_is_refused(change: dict[str, object], tmp_path: Path) -> None:
+    fit(make_trainer(tmp_path, total=2))
+    torch.save({**load_checkpoint(tmp_path / "last.pt"), **change}, tmp_path / "last.pt")
+    with pytest.raises(GwsssError, match=r"cannot be continued|no tensor|lacks"):
+        make_trainer(tmp_path).resume()
+
+
+def test_the_options_of_today_choose_the_optimisers_kernel(tmp_path: Path) -> None:
+    fit(make_trainer(tmp_path, total=2))
+    trainer = make_trainer(tmp_path)
+    trainer.optimizer.param_groups[0]["fused"] = True
+    trainer.resume()
+    assert trainer.optimizer.param_groups[0]["fused"] is True
+
+
+def test_a_full_disk_at_the_last_file_is_one_line(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(GwsssError, match=r"cannot write .*weights.safetensors.*free space"):
+            save_weights(tmp_path / "weights.safetensors", nn.Linear(1000, 1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_single_gradients_that_overflow_in_fp16_are_no_fault_but_their_norm_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(tmp_path / "sought", total=3, precision="fp16")
+    trainer.model[0].weight.register_hook(lambda g: g * math.inf)  # type: ignore[index, union-attr, operator]
+    fit(trainer)
+    assert trainer.skips.count == 0
+    monkeypatch.setattr(nn.utils, "get_total_norm", lambda gradients: torch.tensor(math.inf))
+    trainer = make_trainer(tmp_path / "fault", total=3, precision="fp16")
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=16.0)  # at which nothing overflows
+    fit(trainer)
+    assert trainer.skips.count == 3

@@ -14,13 +14,17 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from gwsss_fast import cli
 from gwsss_fast.config import Config, load_config, read_config
+from gwsss_fast.data.records import Record, Split
 from gwsss_fast.errors import GwsssError
+from gwsss_fast.GroupGNN import GroupOutput
 from gwsss_fast.models.backbones import build_backbone
 from gwsss_fast.training import classifier, segmenter
 from gwsss_fast.training.build import build_classifier, load_classifier
 from gwsss_fast.training.checkpoints import load_checkpoint
 from gwsss_fast.training.classifier import make_schedule, plain_phase, steps_per_epoch, train_classifier
+from gwsss_fast.training.online_maps import OnlineMaps
 from gwsss_fast.training.runs import Run, open_data
 from gwsss_fast.training.segmenter import build_segmenter, load_segmenter, train_segmenter
 
@@ -161,6 +165,28 @@ def test_the_classifier_learns_and_records_itself(shared_voc: Path, tmp_path: Pa
     model, _ = load_classifier(run.config, run.classifier_checkpoint, run.data.classes)
     assert not model.training
     assert list((run.folder / "logs" / "tensorboard" / "classifier").glob("events*"))
+
+
+def test_online_maps_hold_nothing_of_a_step_that_was_skipped() -> None:
+    maps = OnlineMaps(Split("train", ("a", "b"), (Record("x", Path("x.jpg"), labels=(1,)),)))
+    shape, none = (1, 1, 2, 3, 3), torch.zeros(0)
+    for value in (math.nan, 0.5, math.nan):
+        raw = torch.full(shape, value)
+        raw[..., 0, 0] = 2 * value
+        maps.update(GroupOutput(none, none, None, raw, raw, none), torch.tensor([[0]]))
+    stored = maps.state()["online_maps"]["x"]
+    assert stored.isfinite().all()
+    assert stored.max() == pytest.approx(1, abs=1e-3)
+
+
+def test_a_finished_training_with_a_damaged_checkpoint_is_not_complete(copied: tuple[Path, Path]) -> None:
+    _, folder = copied
+    run = cli.open_run(folder, cli.stored_config(folder))
+    assert run.complete("classifier")
+    content = bytearray(run.classifier_checkpoint.read_bytes())
+    content[len(content) // 2] ^= 1
+    run.classifier_checkpoint.write_bytes(content)
+    assert not run.complete("classifier")
 
 
 def test_the_weights_alone_start_another_training(finished: tuple[Path, Path]) -> None:
