@@ -65,7 +65,7 @@ def refine_images(
     """`refine` of several images, of any sizes; on the CPU they run by the side of each other."""
     settings = crf_preset(preset)
     given = [np.ascontiguousarray(prob, dtype=np.float32) for prob in probs]
-    pixels = [np.array(image, dtype=np.uint8) for image in images]  # copies: arrays of Pillow images are read-only
+    pixels = [_pixels(image) for image in images]
     for prob, image in zip(given, pixels, strict=True):
         if prob.ndim != 3 or image.shape != (*prob.shape[1:], 3):
             raise GwsssError(
@@ -77,6 +77,16 @@ def refine_images(
     options = {name: value for name, value in asdict(settings).items() if name != "gt_prob"}
     marginals = ops.dense_crf_images([*map(torch.from_numpy, kept)], [*map(torch.from_numpy, pixels)], **options)
     return [_with_absent(x.numpy(), some) for x, some in zip(marginals, present, strict=True)]
+
+
+def _pixels(image: ArrayLike) -> NDArray[np.uint8]:
+    """A copy as bytes (arrays of Pillow images are read-only). Raises GwsssError where that would change a value."""
+    values = np.asarray(image)
+    if values.dtype != np.uint8 and not (
+        np.issubdtype(values.dtype, np.integer) and (not values.size or (values.min() >= 0 and values.max() <= 255))
+    ):
+        raise GwsssError(f"the image holds {values.dtype}; pass raw pixels, whole numbers from 0 to 255")
+    return values.astype(np.uint8)
 
 
 def _with_absent(marginals: NDArray[np.float32], present: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -115,6 +125,8 @@ def label_probabilities(
         raise GwsssError(f"gt_prob is {certainty}; it must lie between 0 and 1")
     hard = np.asarray(labels).astype(np.int64)
     unsure = hard == 255
+    if num_labels > 255:
+        raise GwsssError(f"{num_labels} labels to refine are too many; hard labels are bytes, and 255 means unsure")
     if num_labels < 1 or np.any((hard[~unsure] < 0) | (hard[~unsure] >= num_labels)):
         raise GwsssError(f"the labels to refine must be 0 to {num_labels - 1}, or 255")
     if num_labels == 1:

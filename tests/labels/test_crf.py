@@ -111,6 +111,9 @@ def test_one_label_stays():
     [
         (lambda image: refine(np.full((2, 3, 4), 0.5), image, "crf"), "psa, irn, deeplab, mcis, toco"),
         (lambda image: refine(np.full((2, 4, 3), 0.5), image), "do not fit"),
+        (lambda image: refine(np.full((2, 3, 4), 0.5), image / 255), "float64; pass raw pixels, whole numbers"),
+        (lambda image: refine(np.full((2, 3, 4), 0.5), image.astype(int) + 256), "whole numbers from 0 to 255"),
+        (lambda image: refine_labels(np.full((3, 4), 2), image, 300), "300 labels to refine are too many"),
         (lambda image: refine_labels(np.full((3, 4), 2), image, 2), "0 to 1"),
         (lambda image: refine_labels(np.zeros((3, 4)), image, 2, gt_prob=1.0), "between 0 and 1"),
     ],
