@@ -56,7 +56,7 @@ def build_native() -> str | None:
     """Build the library where it is not built yet; the reason if that fails."""
     try:
         library.ensure(again=True)
-    except BuildError as error:
+    except (BuildError, GwsssError, OSError) as error:
         return str(error)
     return None
 
@@ -97,7 +97,7 @@ def native_table() -> Table:
         return table
     try:
         site = library.site()
-    except BuildError:
+    except (BuildError, GwsssError):
         return table
     table.add_row("sources", str(site.source))
     table.add_row("compiler", f"{site.tools.compiler}: {site.tools.compiler_version}")

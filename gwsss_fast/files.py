@@ -14,11 +14,14 @@ from gwsss_fast.errors import GwsssError
 
 
 def cache_folder() -> Path:
-    """$GWSSS_CACHE, else $XDG_CACHE_HOME/gwsss_fast, else ~/.cache/gwsss_fast."""
-    if own := os.environ.get("GWSSS_CACHE"):
-        return Path(own).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "gwsss_fast"
+    """$GWSSS_CACHE, else $XDG_CACHE_HOME/gwsss_fast, else ~/.cache/gwsss_fast. Raises GwsssError without a home."""
+    own, base = os.environ.get("GWSSS_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    try:
+        if own:
+            return Path(own).expanduser()
+        return (Path(base) if base else Path.home() / ".cache") / "gwsss_fast"
+    except RuntimeError as error:  # an unknown user, as in a container
+        raise GwsssError("this user has no home folder; set GWSSS_CACHE to a folder for the cache") from error
 
 
 @contextmanager

@@ -49,8 +49,8 @@ void* take_memory(size_t bytes) {
   const size_t size = large ? rounded(bytes) : bytes;
   if (large) {
     const std::lock_guard<std::mutex> guard(kept().mutex);
-    const auto found = kept().free.find(size);
-    if (found != kept().free.end()) {
+    auto found = kept().free.upper_bound(size);
+    if (found != kept().free.begin() && (--found)->first == size) {  // the last one freed: the caches may know it
       void* data = found->second;
       kept().free.erase(found);
       kept().bytes -= size;

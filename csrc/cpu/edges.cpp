@@ -94,7 +94,7 @@ void attend_block(const EdgeSizes& sizes, const Receiver<T>& receiver, const Blo
   }
 }
 
-// Sums of products that are kept in float32: added at once, or by way of a rounded product.
+// Sums of products that are kept in float32: added at once, or each by way of a rounded product.
 template <class T>
 class Summed {
  public:
@@ -103,26 +103,19 @@ class Summed {
 
   void add(const Matrix& a, const Matrix& b) {
     if constexpr (kIsBFloat16<T>) {
-      multiply(a, b, matrix(product_.data(), rows_, columns_), any_);
-      any_ = true;
-    } else {
-      multiply(a, b, matrix(sum_, rows_, columns_), true);
-    }
-  }
-
-  // Once after the last product.
-  void finish() {
-    if constexpr (kIsBFloat16<T>)
+      multiply(a, b, matrix(product_.data(), rows_, columns_));
       for_rows(rows_, columns_, [&](int64_t begin, int64_t end) {
         kernels().accumulate(product_.data() + begin * columns_, (end - begin) * columns_, sum_ + begin * columns_);
       });
+    } else {
+      multiply(a, b, matrix(sum_, rows_, columns_), true);
+    }
   }
 
  private:
   float* sum_;
   int64_t rows_, columns_;
   Buffer<T> product_;
-  bool any_ = false;
 };
 
 template <class T>
@@ -144,10 +137,7 @@ void edge_backward(const EdgeSizes& sizes, const EdgeGradient<T>& edge) {
     grad_right.add(gradient.transposed(), rows_of(edge.own_left, of, rank));
     Summed<T> grad_left(edge.grad_left + of.first * rank, of.rows, rank);
     grad_left.add(gradient, matrix(edge.own_right, n, rank));
-    grad_left.finish();
   }
-  grad_values.finish();
-  grad_right.finish();
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include "kernels.h"
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -36,7 +37,11 @@ namespace {
 Kernels choose() {
 #if defined(GWSSS_X86)
   const char* wanted = std::getenv("GWSSS_CPU");
-  const bool any = wanted == nullptr;
+  const bool known = wanted != nullptr && (std::strcmp(wanted, "baseline") == 0 || std::strcmp(wanted, "avx2") == 0 ||
+                                           std::strcmp(wanted, "avx512") == 0);
+  const bool any = !known;
+  if (wanted != nullptr && *wanted != '\0' && !known)
+    std::fprintf(stderr, "gwsss_fast: GWSSS_CPU=%s is not baseline, avx2 or avx512; it has no effect\n", wanted);
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");

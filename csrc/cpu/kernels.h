@@ -266,7 +266,8 @@ struct Kernels {
   void (*winograd_weight_gradient)(const WinogradWeight&, int64_t line, int64_t begin, int64_t end);
 };
 
-// The widest instruction set that this processor has; GWSSS_CPU=baseline, avx2 or avx512 asks for a narrower one.
+// The widest instruction set that this processor has; GWSSS_CPU=baseline, avx2 or avx512 asks for a narrower one, any
+// other value but an empty one is told on the standard error and has no effect.
 const Kernels& kernels();
 
 }  // namespace gwsss_fast

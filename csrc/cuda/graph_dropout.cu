@@ -104,6 +104,9 @@ int attribute(cudaDeviceAttr name) {
 template <class T, int W>
 bool start_clusters(const DropoutCall& call, void* stream) {
   if (attribute(cudaDevAttrComputeCapabilityMajor) < 9) return false;
+  cudaFuncAttributes built{};  // for an older architecture the kernel is empty, and this GPU runs it all the same
+  check_cuda(cudaFuncGetAttributes(&built, dropout_in_cluster<T, W>), "graph_dropout");
+  if (built.ptxVersion < 90) return false;
   const int64_t limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - kStaticShared;
   const ClusterPlan plan = plan_cluster(call.positions, call.channels * int64_t{sizeof(T)}, limit);
   if (plan.blocks == 0 || call.nodes > INT_MAX / plan.blocks) return false;

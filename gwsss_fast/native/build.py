@@ -6,8 +6,10 @@ for GPUs are compiled wherever there is nvcc; on first use only where somebody c
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import itertools
 import os
 import platform
 import re
@@ -18,8 +20,10 @@ import sysconfig
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 NAME = "libgwsss_fast.so"
+SOURCES = "libgwsss_fast.sources"  # beside it: the hash of what it was built from
 CMAKE_AT_LEAST = (3, 21)
 _GIB = 1 << 30
 
@@ -37,6 +41,8 @@ class Tools:
     compiler: str
     compiler_version: str
     nvcc: str | None
+    launcher: tuple[str, ...] = ()  # what stands before the compiler in $CXX, such as ccache
+    compiler_flags: tuple[str, ...] = ()  # what stands after it
 
 
 def source_folder() -> Path | None:
@@ -56,6 +62,12 @@ def source_hash(folder: Path) -> str:
     for path in source_files(folder):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
+
+
+def built_from(prefix: Path) -> str | None:
+    """The hash of the sources of the library that lies in `prefix`; None where it does not say."""
+    told = prefix / "lib" / SOURCES
+    return told.read_text(encoding="utf-8").strip() if told.is_file() else None
 
 
 def torch_folder() -> Path:
@@ -78,11 +90,14 @@ def find_tools(folder: Path, cuda: bool = True) -> Tools:
     """
     if platform.system() != "Linux":
         raise BuildError(f"the native library is for Linux, not for {platform.system()}")
-    wanted = os.environ.get("CXX", "").split()
-    compiler = next(filter(None, map(_which, wanted[:1] or ("c++", "g++", "clang++"))), None)
+    words = os.environ.get("CXX", "").split()
+    programs = list(itertools.takewhile(lambda word: not word.startswith("-"), words))  # "ccache g++ -m64"
+    for word in dict.fromkeys([*programs[:1], *programs[-1:]]):
+        if _which(word) is None:
+            raise BuildError(f"CXX={word} is not there; install g++ 11 or newer (Debian: apt-get install g++)")
+    compiler = next(filter(None, map(_which, programs[-1:] or ("c++", "g++", "clang++"))), None)
     if compiler is None:
-        missing = f"CXX={wanted[0]} is not there" if wanted else "there is no C++ compiler"
-        raise BuildError(f"{missing}; install g++ 11 or newer (Debian: apt-get install g++)")
+        raise BuildError("there is no C++ compiler; install g++ 11 or newer (Debian: apt-get install g++)")
     cmake = _which("cmake")
     if cmake is None:
         raise BuildError("there is no cmake; python -m pip install cmake ninja")
@@ -93,7 +108,8 @@ def find_tools(folder: Path, cuda: bool = True) -> Tools:
     if numbers is None or tuple(map(int, numbers.groups())) < CMAKE_AT_LEAST:
         raise BuildError(f"{cmake} is older than {'.'.join(map(str, CMAKE_AT_LEAST))}; python -m pip install -U cmake")
     nvcc = _find_nvcc() if cuda and has_cuda_sources(folder) else None
-    return Tools(cmake, ninja, compiler, _first_line([compiler, "--version"]), nvcc)
+    version = _first_line([compiler, "--version"])
+    return Tools(cmake, ninja, compiler, version, nvcc, tuple(programs[:-1]), tuple(words[len(programs) :]))
 
 
 def _which(program: str) -> str | None:
@@ -105,11 +121,23 @@ def _which(program: str) -> str | None:
 def _find_nvcc() -> str | None:
     given = [os.environ.get("CUDACXX")]
     given += [f"{os.environ[name]}/bin/nvcc" for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    return next((found for found in map(shutil.which, [*filter(None, given), "nvcc"]) if found), None)
+    for found in filter(None, map(shutil.which, [*filter(None, given), "nvcc"])):
+        with contextlib.suppress(BuildError):  # the CPU's parts do without it
+            _first_line([found, "--version"])
+            return found
+    return None
+
+
+def _run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Raises BuildError where the program cannot be started: it is for other machines, or what is to run it is gone."""
+    try:
+        return subprocess.run(command, text=True, errors="replace", check=False, **options)
+    except OSError as error:
+        raise BuildError(f"{command[0]} cannot be run: {error.strerror}; install it again or take another") from error
 
 
 def _first_line(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = _run(command, capture_output=True)
     return (done.stdout or done.stderr).partition("\n")[0]
 
 
@@ -117,7 +145,7 @@ def build_key(folder: Path, tools: Tools, torch_version: str) -> str:
     """Names a build: another torch, compiler, source or setting makes another one."""
     parts = [source_hash(folder), torch_version, tools.compiler, tools.compiler_version, platform.machine()]
     parts += [_first_line([tools.nvcc, "--version"]) if tools.nvcc else "", os.environ.get("CXXFLAGS", "")]
-    parts += [os.environ.get(name, "") for name in ("TORCH_CUDA_ARCH_LIST", "GWSSS_SANITIZE")]
+    parts += [os.environ.get(name, "") for name in ("TORCH_CUDA_ARCH_LIST", "GWSSS_SANITIZE")] + [*tools.compiler_flags]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -138,13 +166,16 @@ def jobs(cuda: bool) -> int:
 def build(folder: Path, tools: Tools, prefix: Path, log: Path) -> None:
     """Configure, compile and install to `prefix`, which appears whole or not at all; what was printed goes to `log`.
 
-    Raises BuildError with the first error of the compiler.
+    A folder that is there already is replaced. Raises BuildError with the first error of the compiler.
     """
     prefix.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{prefix.name}.", dir=prefix.parent) as temporary:
         work, installed = Path(temporary) / "build", Path(temporary) / "installed"
         configure = [tools.cmake, "-S", str(folder), "-B", str(work), f"-DCMAKE_INSTALL_PREFIX={prefix}"]
-        configure += [f"-DGWSSS_TORCH={torch_folder()}", f"-DCMAKE_CXX_COMPILER={tools.compiler}"]
+        configure += [f"-DGWSSS_TORCH={torch_folder()}"]
+        configure += [f"-DCMAKE_CXX_COMPILER={';'.join([tools.compiler, *tools.compiler_flags])}"]
+        if tools.launcher:
+            configure += [f"-DCMAKE_CXX_COMPILER_LAUNCHER={';'.join(tools.launcher)}"]
         configure += [f"-DGWSSS_SOURCE_HASH={source_hash(folder)}"]
         configure += [f"-DGWSSS_SANITIZE={os.environ.get('GWSSS_SANITIZE', '')}"]
         if tools.ninja:
@@ -159,9 +190,10 @@ def build(folder: Path, tools: Tools, prefix: Path, log: Path) -> None:
             ):
                 output.write(f"$ {' '.join(command)}\n")
                 output.flush()
-                done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
-                if done.returncode != 0:
+                if _run(command, stdout=output, stderr=subprocess.STDOUT).returncode != 0:
                     raise BuildError(f"{_first_error(log)}; the whole output is in {log}")
+        (installed / "lib" / SOURCES).write_text(f"{source_hash(folder)}\n", encoding="utf-8")
+        shutil.rmtree(prefix, ignore_errors=True)  # what has lost its library: only an empty folder can be replaced
         os.replace(installed, prefix)
 
 

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gwsss_fast.native import library
+
 
 def refuse(prob: Tensor, image: Tensor) -> str | None:
     """Why it cannot take these tensors, or None."""
@@ -42,4 +44,5 @@ def dense_crf_backward(grad: Tensor, prob: Tensor, image: Tensor, **options: Any
 
 def forget() -> None:
     """Free the lattices and the memory that the library keeps for a next call."""
-    torch.ops.gwsss_fast_native.dense_crf_forget()
+    if library.loaded() is not None:
+        torch.ops.gwsss_fast_native.dense_crf_forget()

@@ -29,6 +29,7 @@ from gwsss_fast.native.build import BuildError, Tools
 log = logging.getLogger("gwsss_fast")
 
 PREBUILT = Path(__file__).resolve().parent / "prebuilt"
+_FORBIDDEN = "GWSSS_NATIVE=0 forbids the native library"
 _NOT_BUILT = "not built yet: builds on first use, in about half a minute"
 _loaded: Path | None = None
 _load_failure: str | None = None
@@ -72,22 +73,22 @@ def loaded() -> Path | None:
 
 @_constant
 def missing() -> str | None:
-    """Why the library cannot be used here, or None. Does not build: it may still be `pending`."""
+    """Why the library cannot be used here, or None. Does not build: it may still be `pending`. Never raises."""
     if _loaded is not None:
         return None
-    if os.environ.get("GWSSS_NATIVE") == "0":
-        return "GWSSS_NATIVE=0 forbids the native library"
+    if _forbidden():
+        return _FORBIDDEN
     if _load_failure is not None:
         return _load_failure
     if _prebuilt() is not None:
         return None
     try:
         where = site()
-    except BuildError as error:
+        if not where.library.is_file() and where.failure.is_file():
+            reason = where.failure.read_text(encoding="utf-8").strip()
+            return f"building the native library failed: {reason}; `python -m gwsss_fast.doctor --build` tries again"
+    except (BuildError, GwsssError, OSError) as error:
         return f"the native library cannot be built: {error}"
-    if not where.library.is_file() and where.failure.is_file():
-        reason = where.failure.read_text(encoding="utf-8").strip()
-        return f"building the native library failed: {reason}; `python -m gwsss_fast.doctor --build` tries again"
     return None
 
 
@@ -153,8 +154,23 @@ def prepare() -> str | None:
 
 
 def _prebuilt() -> Path | None:
-    path = PREBUILT / "lib" / build.NAME
-    return path if path.is_file() else None
+    return _of_these_sources(PREBUILT)
+
+
+@functools.cache
+def _of_these_sources(prefix: Path) -> Path | None:
+    """The library in `prefix`, unless the sources have changed since it was built, as they do in a checkout."""
+    path, source = prefix / "lib" / build.NAME, build.source_folder()
+    if not path.is_file():
+        return None
+    if source is None or build.built_from(prefix) == build.source_hash(source):
+        return path
+    log.warning("%s was built from other sources and is not used; install gwsss_fast again or delete it", path)
+    return None
+
+
+def _forbidden() -> bool:
+    return os.environ.get("GWSSS_NATIVE") == "0"
 
 
 def _wants_cuda() -> bool:
@@ -163,11 +179,15 @@ def _wants_cuda() -> bool:
 
 
 @functools.cache
-def _tools(path: str, compiler: str | None, cuda: bool) -> Tools:
+def _tools(path: str, compiler: str | None, cuda: bool) -> Tools | BuildError:
+    """What was found, or why not: every call of an operation asks."""
     source = build.source_folder()
-    if source is None:
-        raise BuildError("its sources were not installed; install gwsss_fast again")
-    return build.find_tools(source, cuda)
+    try:
+        if source is None:
+            raise BuildError("its sources were not installed; install gwsss_fast again")
+        return build.find_tools(source, cuda)
+    except BuildError as error:
+        return error.with_traceback(None)
 
 
 @functools.cache
@@ -176,9 +196,11 @@ def _source_key(source: Path, tools: Tools, *settings: str | None) -> str:
 
 
 def site() -> Site:
-    """Raises BuildError when something that the build needs is missing."""
+    """Raises BuildError when something that the build needs is missing, GwsssError without a cache folder."""
     environment = os.environ
     tools = _tools(environment.get("PATH", ""), environment.get("CXX"), _wants_cuda())
+    if isinstance(tools, BuildError):
+        raise BuildError(str(tools))
     source = build.source_folder()
     assert source is not None  # _tools has looked
     settings = [environment.get(name) for name in ("CXXFLAGS", "TORCH_CUDA_ARCH_LIST", "GWSSS_SANITIZE")]
@@ -188,11 +210,15 @@ def site() -> Site:
 def ensure(again: bool = False) -> Path:
     """The library's path, after building it if it is not there. again: also where building failed before.
 
-    One process builds, others wait for it. Raises BuildError with the reason, which is remembered.
+    One process builds, others wait for it. Raises BuildError with the reason, which is remembered where the build was
+    tried.
     """
+    if _forbidden():
+        raise BuildError(_FORBIDDEN)
     where = site()
     if where.library.is_file():
         return where.library
+    build.jobs(where.tools.nvcc is not None)  # a wrong setting is told before: it is not a build that failed
     with _lock(where.prefix):
         if where.library.is_file():
             return where.library

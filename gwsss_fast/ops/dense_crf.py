@@ -1,18 +1,22 @@
 """`ops.dense_crf`: mean field of a fully connected CRF with Gaussian edges."""
 
-import math
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from gwsss_fast import reference
+from gwsss_fast.errors import GwsssError
 from gwsss_fast.native import dense_crf as native
 from gwsss_fast.ops import dispatch, native_kernels
 
 OPTIONS = ("sxy_gaussian", "w_gaussian", "sxy_bilateral", "srgb", "w_bilateral", "iterations")
+MOST_ITERATIONS = 1000  # it settles in ten
 MOST_LABELS = 65535
 MOST_PIXELS = (2**31 - 1) // 6  # a pixel has six corners on the lattice, which are counted in 32 bits
+_SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 dispatch.register("dense_crf", "reference", dispatch.Kernel(reference.dense_crf, reference.dense_crf_backward))
 native_kernels.register("dense_crf", "cpp")
@@ -33,7 +37,8 @@ def _dense_crf(
 ) -> Tensor:
     _check_nan(prob)
     options = _options(sxy_gaussian, w_gaussian, sxy_bilateral, srgb, w_bilateral, iterations)
-    return dispatch.kernel("dense_crf", backend).forward(prob, image, **options)
+    with _fine_lattices_refused():
+        return dispatch.kernel("dense_crf", backend).forward(prob, image, **options)
 
 
 @_dense_crf.register_fake
@@ -55,7 +60,8 @@ def _dense_crf_backward(
     backend: str,
 ) -> Tensor:
     options = _options(sxy_gaussian, w_gaussian, sxy_bilateral, srgb, w_bilateral, iterations)
-    return dispatch.kernel("dense_crf", backend).backward(grad, prob, image, **options)
+    with _fine_lattices_refused():
+        return dispatch.kernel("dense_crf", backend).backward(grad, prob, image, **options)
 
 
 @_dense_crf_backward.register_fake
@@ -66,6 +72,17 @@ def _(grad, prob, image, sxy_gaussian, w_gaussian, sxy_bilateral, srgb, w_bilate
 def _check_nan(prob: Tensor) -> None:
     # The largest of values with a NaN is NaN: one pass that writes nothing.
     dispatch.check(prob.numel() == 0 or not bool(prob.amax().isnan()), "dense_crf: prob holds NaN")
+
+
+@contextmanager
+def _fine_lattices_refused() -> Iterator[None]:
+    """Only the lattice knows whether a width is too small for it; every backend says so in the same words."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        if "a lattice so fine" not in str(error):
+            raise
+        raise GwsssError(str(error).partition("\n")[0]) from error
 
 
 def _options(*values: float) -> dict[str, float]:
@@ -125,7 +142,8 @@ def dense_crf_images(probs: Sequence[Tensor], images: Sequence[Tensor], **option
         return [dense_crf(prob.detach(), image, **options) for prob, image in pairs]  # type: ignore[arg-type]
     for prob in probs:
         _check_nan(prob)
-    return native.dense_crf_images([prob.detach() for prob in probs], list(images), **options)
+    with _fine_lattices_refused():
+        return native.dense_crf_images([prob.detach() for prob in probs], list(images), **options)
 
 
 def _check(
@@ -150,14 +168,18 @@ def _check(
     labels, pixels = prob.shape[0], prob.shape[1] * prob.shape[2]
     dispatch.check(labels <= MOST_LABELS, f"dense_crf: prob has {labels} labels; {MOST_LABELS} is the limit")
     dispatch.check(pixels <= MOST_PIXELS, f"dense_crf: prob has {pixels} pixels; {MOST_PIXELS} is the limit")
-    dispatch.check(iterations >= 0, f"dense_crf: iterations is {iterations}; it must be 0 or more")
+    dispatch.check(
+        isinstance(iterations, numbers.Integral) and 0 <= iterations <= MOST_ITERATIONS,
+        f"dense_crf: iterations is {iterations!r}; it must be an integer from 0 to {MOST_ITERATIONS}",
+    )
     dispatch.check(
         image.device == prob.device,
         f"dense_crf: image is on {image.device} but prob is on {prob.device}; move one of them",
     )
     for name, weight in (("w_gaussian", w_gaussian), ("w_bilateral", w_bilateral)):
-        dispatch.check(math.isfinite(weight), f"dense_crf: {name} is {weight}; it must be a finite number")
+        dispatch.check(abs(weight) <= _LARGEST, f"dense_crf: {name} is {weight}; it must be a finite number in float32")
     for name, width in (("sxy_gaussian", sxy_gaussian), ("sxy_bilateral", sxy_bilateral), ("srgb", srgb)):
         dispatch.check(
-            math.isfinite(width) and width > 0, f"dense_crf: {name} is {width}; it must be a number above zero"
+            _SMALLEST <= width <= _LARGEST,
+            f"dense_crf: {name} is {width}; it must be a number above zero, and finite, in float32",
         )

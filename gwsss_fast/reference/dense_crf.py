@@ -163,7 +163,8 @@ def build_lattice(features: Tensor) -> Lattice:
     lowest = flat.amin(0) - (dimensions + 1)  # room for neighbours just outside
     extent = flat.amax(0) + (dimensions + 2) - lowest
     if extent.double().prod() >= 2.0**62:
-        raise ValueError("dense_crf cannot index so fine a lattice; use larger sxy or srgb")
+        widths = "sxy_gaussian" if dimensions == 2 else "sxy_bilateral or srgb"
+        raise ValueError(f"dense_crf: {widths} is too small for this image; a lattice so fine cannot be indexed")
     strides = torch.cat([extent.new_ones(1), extent.cumprod(0)[:-1]])
     codes, inverse = torch.unique(((flat - lowest) * strides).sum(1), return_inverse=True)
 

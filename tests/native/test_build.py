@@ -37,6 +37,7 @@ def script(path: Path, body: str) -> Path:
 
 def test_importing_builds_nothing(tmp_path: Path) -> None:
     code = "import gwsss_fast, gwsss_fast.doctor; gwsss_fast.ops.available(); gwsss_fast.doctor.native_table()"
+    code += "; from gwsss_fast.native import dense_crf; dense_crf.forget()"
     done = python(code, GWSSS_CACHE=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.rglob("*"))

@@ -35,6 +35,23 @@ def test_without_neighbours_there_is_nothing(dtype: torch.dtype) -> None:
     assert not any(x.any() for x in values)
 
 
+def test_gradients_in_bfloat16_are_summed_in_float32() -> None:
+    """Rounded once a block of rows, sums of positive values such as these would be half again as far off."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(1, 2, 1344, width).mul(0.5).bfloat16() for width in (4, 4, 8)]
+
+    def gradient(backend: str, dtype: torch.dtype) -> Tensor:
+        tensors = [x.to(dtype).requires_grad_() for x in inputs]
+        with ops.backend(backend):
+            ops.co_attention(*tensors).sum().backward()
+        assert tensors[2].grad is not None
+        return tensors[2].grad.double()
+
+    exact = gradient("reference", torch.float64)
+    ours, rounded = gradient("cpp", torch.bfloat16), exact.bfloat16().double()
+    assert (ours - exact).norm() <= 1.25 * (rounded - exact).norm()
+
+
 def test_without_groups_or_positions() -> None:
     for groups, height in ((0, 5), (2, 0)):
         tensors = TRANSPOSE.inputs(Size("empty", groups, 3, height, 4, 8, 2), torch.float32, "cpu", 0)

@@ -127,3 +127,15 @@ def test_the_means_are_float32_whatever_the_default_type_is() -> None:
             assert ops.graph_dropout(g, r).dtype == torch.float32
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_the_memory_freed_last_is_taken_first() -> None:
+    """It is in the processor's caches, if any is."""
+    RAW.dense_crf_forget()
+    like = torch.empty(0)
+    held = [RAW.new_empty(like, [1 << 18]) for _ in range(3)]
+    places = [tensor.data_ptr() for tensor in held]
+    for number in (1, 0, 2):
+        held[number] = like
+    held = [RAW.new_empty(like, [1 << 18]) for _ in range(3)]
+    assert [tensor.data_ptr() for tensor in held] == [places[number] for number in (2, 0, 1)]

@@ -34,7 +34,9 @@ constexpr cudaError_t cudaSuccess = 0;
 enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor, cudaDevAttrMaxSharedMemoryPerBlockOptin };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension };
-struct cudaFuncAttributes {};
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
 struct cudaLaunchAttribute {
   cudaLaunchAttributeID id;
   struct {
@@ -55,6 +57,9 @@ namespace emulation {
 
 // The GPU: $EMULATED_CAPABILITY (major; 9) and $EMULATED_SHARED (bytes a block may ask for; 227 KiB).
 int attribute(cudaDeviceAttr name);
+
+// What the kernels were compiled for: $EMULATED_PTX (90). Before 90 there are no clusters.
+int ptx();
 
 // Threads that wait for each other.
 struct Meeting {
@@ -113,8 +118,8 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr name, int) 
   return cudaSuccess;
 }
 template <class Kernel>
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel) {
-  return cudaSuccess;
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel) {
+  return attributes->ptxVersion = emulation::ptx(), cudaSuccess;
 }
 template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int bytes) {
@@ -129,6 +134,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
                                const Arguments&... arguments) {
   const unsigned cluster = config->numAttrs > 0 ? config->attrs[0].val.clusterDim.x : 1;
   if (config->gridDim.x % cluster != 0) return 1;
+  if (config->numAttrs > 0 && emulation::ptx() < 90) return cudaSuccess;  // an empty kernel
   emulation::launch(config->gridDim.x, config->blockDim.x, cluster, [&] { kernel(arguments...); });
   return cudaSuccess;
 }

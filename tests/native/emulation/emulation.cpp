@@ -91,6 +91,8 @@ int attribute(cudaDeviceAttr name) {
                                                    : setting("EMULATED_SHARED", 227 << 10);
 }
 
+int ptx() { return setting("EMULATED_PTX", 90); }
+
 void meet(Meeting& meeting, unsigned count, const std::function<void()>& last) {
   const int64_t number = meeting.number;
   if (static_cast<unsigned>(++meeting.arrived) == count) {
