@@ -163,7 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(threads)
         for labels in options.labels:
             for preset in options.presets:
-                lines.append({**records.environment("cpu"), **measure(preset, labels, image, options.rounds)})
+                measured = measure(preset, labels, image, options.rounds)
+                shown = "photograph" if options.image else "invented"
+                lines.append({**records.environment("cpu"), **measured, "scene": shown})
                 table.add_row(*row(lines[-1]))
     console = Console()
     console.print(table)
