@@ -27,6 +27,7 @@ from gwsss_fast.data.loading import worker_death
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.ops import backend as use_backend
 from gwsss_fast.training.checkpoints import load_checkpoint
+from gwsss_fast.training.logs import say
 from gwsss_fast.training.precision import check_precision, choose_device, set_threads
 from gwsss_fast.training.runs import STAGES, Run, environment, open_data
 from gwsss_fast.training.signals import Terminated, terminating
@@ -254,13 +255,7 @@ def print_summary(run: Run) -> None:
     if table.row_count:
         console.print(table)
     report = run.folder / "report.html"
-    console.print(
-        f"{'report' if report.is_file() else 'run'}: {report if report.is_file() else run.folder}",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
-        emoji=False,
-    )
+    say(console, f"{'report' if report.is_file() else 'run'}: {report if report.is_file() else run.folder}")
 
 
 def summary(metrics: dict[str, Any]) -> Table:

@@ -41,7 +41,7 @@ class Skips:
 
 
 class Statistics:
-    """The running statistics of batch norm as they are now: a forward pass changes them before its loss is known."""
+    """The running statistics of trained batch norm: a forward pass changes them before its loss is known."""
 
     def __init__(self, model: nn.Module) -> None:
         self.live: list[Tensor] = [
@@ -50,6 +50,10 @@ class Statistics:
             if isinstance(layer, _BatchNorm) and layer.training
             for value in layer.buffers(recurse=False)
         ]
+        self.keep()
+
+    def keep(self) -> None:
+        """Remember them as they are now."""
         self.kept = [value.clone() for value in self.live]
 
     @torch.no_grad()

@@ -72,6 +72,11 @@ class Reporter:
         self.console.print(words, highlight=False, soft_wrap=True)
 
 
+def say(console: Console, text: str) -> None:
+    """One line, as it is: names of files and classes are no markup, and a long line is not cut."""
+    console.print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
 class TrainingLog:
     """Rows of numbers by step in FOLDER/NAME.csv and FOLDER/tensorboard/NAME.
 

@@ -24,7 +24,7 @@ from gwsss_fast.models.synced_batch_norm import set_idle, synchronise_batch_norm
 from gwsss_fast.training.checkpoint_folder import remove_unfinished
 from gwsss_fast.training.checkpoints import restore_random_states
 from gwsss_fast.training.guards import Skips, Statistics
-from gwsss_fast.training.logs import Reporter, TrainingLog
+from gwsss_fast.training.logs import Reporter, TrainingLog, say
 from gwsss_fast.training.parts import Part, Share, split
 from gwsss_fast.training.profiling import Profile
 from gwsss_fast.training.saving import Means, resume, save
@@ -94,14 +94,12 @@ class Trainer:
         KeyboardInterrupt (Terminated). A step whose loss or gradient is not finite changes nothing; raises GwsssError
         when too many were skipped; the last checkpoint stays as it is.
         """
-        lr_columns = tuple(f"lr_{group.get('name', i)}" for i, group in enumerate(self.optimizer.param_groups))
-        names = ("loss", *columns, *lr_columns)
+        names = ("loss", *columns, *self._learning_rates())
         log = TrainingLog(self.logs, self.name, names, self.step) if distributed.is_main() else None
-        console = self.console if distributed.is_main() else Console(quiet=True)
         distributed.on_main(lambda: remove_unfinished(self.checkpoint.parent))
         self._join()
         try:
-            with deferred_interrupt() as stop, Reporter(self.name, self.total, self.step, console) as bar:
+            with deferred_interrupt() as stop, Reporter(self.name, self.total, self.step, self.console) as bar:
                 self._fit(batches, loss, log, bar, stop)
                 self.save(complete=True)
                 if stop.take(distributed.add(torch.tensor(stop.flags())).tolist()):  # it came with the last save
@@ -124,7 +122,7 @@ class Trainer:
             restore_random_states(self.random)
         elif distributed.rank() > 0:  # each process drops other units
             torch.manual_seed(torch.initial_seed() + distributed.rank())
-        every = max(self.total // ROWS, 1)
+        every, statistics = max(self.total // ROWS, 1), Statistics(self.model)
         profile = Profile(
             self.options.profile,
             None if self.options.compile or self.options.cuda_graphs else self.model,
@@ -137,7 +135,7 @@ class Trainer:
                 share = next(iterator, None)
             if share is None:
                 raise RuntimeError(f"{self.name}: the batches ended at step {self.step} of {self.total}")
-            values, stopping = self._step(share, loss, stop, profile)
+            values, stopping = self._step(share, loss, stop, profile, statistics)
             profile.next_step(self.tell)
             self.step += 1
             if values is not None:
@@ -158,13 +156,13 @@ class Trainer:
         profile.finish(self.tell)
 
     def _step(
-        self, share: Share, loss: LossFunction, stop: Stop, profile: Profile
+        self, share: Share, loss: LossFunction, stop: Stop, profile: Profile, statistics: Statistics
     ) -> tuple[dict[str, float] | None, bool]:
         """One optimiser step: the numbers for the log, None when it was skipped, and whether any process shall stop."""
         factor = self.schedule(self.step)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-        statistics = Statistics(self.model)
+        statistics.keep()
         while True:
             self.optimizer.zero_grad(set_to_none=True)
             try:
@@ -182,8 +180,8 @@ class Trainer:
             own = torch.stack([*sums.values()]).double().cpu()
             finite = bool(own.isfinite().all())
             whole = finite and bool(norm.isfinite())
-            overflow = whole or not all(bool(gradient.isfinite().all()) for gradient in gradients)
-            flags = torch.tensor([*stop.flags(), float(not whole), float(not overflow)], dtype=own.dtype)
+            norm_alone = not whole and all(bool(gradient.isfinite().all()) for gradient in gradients)
+            flags = torch.tensor([*stop.flags(), float(not whole), float(norm_alone)], dtype=own.dtype)
             shared = distributed.add(torch.cat([flags, own])).tolist()
             numbers = dict(zip(sums, (number / distributed.size() for number in shared[4:]), strict=True))
             stopping = stop.take(shared[:2])
@@ -207,7 +205,8 @@ class Trainer:
         """Gradients of the share's loss, part by part; the numbers of the log, summed."""
         sums: dict[str, Tensor] = {}
         parts = split(share, self.parts, self.device)
-        set_idle(self.model, share.idle)
+        if distributed.size() > 1:
+            set_idle(self.model, share.idle)
         for number, part in enumerate(parts, 1):
             joined = isinstance(self.network, DistributedDataParallel) and number < len(parts)
             with self.network.no_sync() if joined else nullcontext():  # type: ignore[operator]
@@ -264,9 +263,7 @@ class Trainer:
     def tell(self, text: str) -> None:
         """One line to the person at the terminal."""
         if distributed.is_main():
-            (self.console or Console(stderr=True)).print(
-                text, highlight=False, soft_wrap=True, markup=False, emoji=False
-            )
+            say(self.console or Console(stderr=True), text)
 
     def _advice(self) -> str:
         return (

@@ -22,6 +22,7 @@ from gwsss_fast.data.dataset import DataSet, Record, Split, open_dataset
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.training.checkpoint_folder import earlier_checkpoints
 from gwsss_fast.training.checkpoints import is_whole
+from gwsss_fast.training.logs import say
 
 STAGES = ("classifier", "cam", "pseudo", "segmenter", "evaluate", "report")
 TRAININGS = ("classifier", "segmenter")
@@ -189,7 +190,7 @@ class Run:
 
     def note(self, text: str) -> None:
         """One line to the person at the terminal."""
-        self.console.print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
+        say(self.console, text)
 
 
 def checkpoint_record(run: Run, initialised_from: dict[str, str]) -> dict[str, Any]:
