@@ -61,11 +61,6 @@ def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scaled_dot_product_attention(q, k, v, scale=1.0)
 
 
-def fused_co_attention(p: Tensor, q: Tensor, g: Tensor, reverse: str = "transpose") -> Tensor:
-    """`scaled_dot_product_attention` over every edge in one batch, then the sum over senders."""
-    return sum_of_senders(fused(*edges(p, q, g, reverse)), g)
-
-
 def graph_dropout(g: Tensor, r: Tensor, drop_rate: float = 0.8, drop_threshold: float = 0.7) -> Tensor:
     """The mean is kept in float32, as rounding it would flip positions of the map; the rest is in g's dtype."""
     o = g.mean(-1, dtype=torch.promote_types(g.dtype, torch.float32))

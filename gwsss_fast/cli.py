@@ -32,21 +32,30 @@ from gwsss_fast.training.precision import check_precision, choose_device, set_th
 from gwsss_fast.training.runs import STAGES, Run, environment, open_data
 from gwsss_fast.training.signals import Terminated, terminating
 
-VERBS = {
-    "train": "train",
-    "cam": "cam",
-    "pseudo": "pseudo",
-    "evaluate": "evaluate",
-    "predict": "predict",
-    "export-model": "export_model",
-    "localize": "localize",
-    "serve": "serve",
-    "report": "report_run",
-    "reproduce": "reproduce",
-    "check-data": "check_data",
-    "doctor": "doctor",
+MEANINGS = {
+    "train": "from images with tags to a segmentation network: all stages, or one of them",
+    "cam": "class activation maps of a run's classifier again",
+    "pseudo": "pseudo labels from a run's maps again",
+    "evaluate": "predict and score a run again, or score a folder of maps or masks",
+    "predict": "masks of further images and videos",
+    "export-model": "a trained network as ONNX, TensorRT or another file",
+    "localize": "boxes from maps, and their scores",
+    "serve": "a web page and an HTTP endpoint",
+    "report": "the HTML report of a run again",
+    "reproduce": "the tables of the paper, over seeds",
+    "check-data": "what a data set holds, and what is wrong with it",
+    "doctor": "versions, and what computes here or why not",
 }
-USAGE = f"usage: gwsss-fast VERB [OPTIONS]\n\nverbs: {', '.join(VERBS)}\n`gwsss-fast VERB --help` lists the options."
+VERBS = {verb: {"report": "report_run"}.get(verb, verb.replace("-", "_")) for verb in MEANINGS}
+USAGE = "\n".join(
+    [
+        "usage: gwsss-fast VERB [OPTIONS]",
+        "",
+        *(f"  {verb:<13} {meaning}" for verb, meaning in MEANINGS.items()),
+        "",
+        "`gwsss-fast VERB --help` lists the options.",
+    ]
+)
 HARMLESS = (
     *("device", "threads", "backend", "output", "data.workers", "data.cache_mb", "data.cache_dir", "data.verify"),
     *("data.max_megapixels", "data.on_bad_image", "data.bad_image_limit"),

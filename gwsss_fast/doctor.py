@@ -23,7 +23,10 @@ from gwsss_fast.training.runs import environment
 OPTIONAL = {
     "timm": "backbones timm:NAME",
     "pycocotools": "COCO annotations (extra `coco`)",
-    "onnx": "export (extra `export`)",
+    "onnx": "writing ONNX files (extra `export`)",
+    "onnxruntime": "running ONNX files (extra `export`)",
+    "fastapi": "serve (extra `serve`)",
+    "opencv-python-headless": "videos and cameras (extra `video`)",
     "triton": "Triton kernels",
 }
 

@@ -333,7 +333,8 @@ def generated_samples() -> list[Sample]:
     """A few drawn images, without masks."""
     from PIL import Image
 
-    from gwsss_fast.data.embedded_scene import plan_split, render
+    from gwsss_fast.data.embedded.painting import render
+    from gwsss_fast.data.embedded.planning import plan_split
 
     scenes = plan_split("val", GENERATED, 0, GENERATED_SIDE)
     return [Sample(f"generated_{number}", Image.fromarray(render(scene)[0])) for number, scene in enumerate(scenes)]

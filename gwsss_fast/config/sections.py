@@ -31,7 +31,7 @@ class DataConfig:
     val_list: str | None = None
     """List of the validation images."""
     labels: str = "auto"
-    """Source of image-level labels: `auto`, `list`, `masks`, `xml` or a file."""
+    """VOC layout: source of image-level labels: auto, list, cls_labels, masks, xml or a .npy file."""
     saliency: str | None = None
     """Folder of saliency maps (grey PNGs named as the images)."""
     workers: Annotated[int, _alias(aliases=["--workers"])] = 2
@@ -68,7 +68,7 @@ class ModelConfig:
     graph_channels: int | None = None
     """Channels C of the graph; None = the backbone's, at most 512. Where they differ, a 1x1 convolution joins them."""
     steps: Annotated[int | None, _alias(aliases=["--steps"])] = None
-    """Message passing steps T; 0 = no group-wise learning."""
+    """Message-passing steps T; 0 = no group-wise learning, None = 3."""
     reduction: int | None = None
     """Channels over rank of the edges, C / D."""
     drop_rate: float | None = None

@@ -25,32 +25,8 @@ from gwsss_fast.data.samplers import GroupSampler, PhasedSampler
 from gwsss_fast.data.transforms import seeded
 from gwsss_fast.errors import GwsssError
 
-_GROUP, _IMAGE, _SEGMENTATION, _SUBSTITUTE = range(4)  # keeps the random streams of the data sets apart
+_GROUP, _SEGMENTATION, _SUBSTITUTE = 0, 2, 3  # keeps the random streams of the data sets apart
 Content = TypeVar("Content")
-
-
-class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Single images: (3, S, S) float32 and labels (L,) float32, each image once an epoch."""
-
-    def __init__(
-        self, split: Split, transform: Callable[[Image.Image], Tensor], seed: int = 0, cache: ImageCache | None = None
-    ) -> None:
-        self._split, self._transform, self._seed = split, transform, seed
-        self._cache = cache or ImageCache()
-        self._labels = torch.from_numpy(split.labels).float()
-        self._epoch = _shared_number()
-
-    def __len__(self) -> int:
-        return len(self._split)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that augmentations are drawn for."""
-        self._epoch.fill_(epoch)
-
-    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
-        image = self._cache.read(self._split.records[position])
-        with seeded(self._seed, _IMAGE, int(self._epoch), position):
-            return self._transform(image), self._labels[position]
 
 
 class GroupDataset(Dataset[dict[str, Tensor]]):

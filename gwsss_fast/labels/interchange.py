@@ -135,23 +135,6 @@ def save_oaa(folder: str | Path, name: str, cams: CamSet, *, readout: str = "ens
     return paths
 
 
-def load_oaa(folder: str | Path, name: str) -> CamSet:
-    """Read folder/NAME_CLASS.png, the one set of maps for all three readouts.
-
-    Raises GwsssError when there is none, when one cannot be read, or when they differ in size.
-    """
-    folder = Path(folder)
-    found = _pictures(folder, os.listdir(folder) if folder.is_dir() else ()).get(name)
-    if not found:
-        raise GwsssError(f"{folder} holds no maps {name}_CLASS.png")
-    keys = np.array(sorted(found), dtype=np.int64)
-    planes = [read_saliency(found[int(key)]) for key in keys]
-    if len({plane.shape for plane in planes}) > 1:
-        raise GwsssError(f"the maps {name}_*.png in {folder} differ in size")
-    maps = np.stack(planes)
-    return CamSet(keys, maps, maps, maps)
-
-
 def _readout(cams: CamSet, readout: str) -> NDArray[np.float32]:
     if readout not in READOUTS:
         raise GwsssError(f"readout is {readout!r}; use one of {', '.join(READOUTS)}")

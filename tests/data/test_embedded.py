@@ -10,8 +10,10 @@ from PIL import Image
 
 from gwsss_fast.data import embedded
 from gwsss_fast.data.embedded import CLASSES, build_embedded, cache_folder
-from gwsss_fast.data.embedded_scene import draw_parts, layers, mask_of, plan_classes, plan_split, render
-from gwsss_fast.data.embedded_shapes import BODY, COMPANIONS, TELLING, THINGS, TRIM
+from gwsss_fast.data.embedded.painting import mask_of, render
+from gwsss_fast.data.embedded.planning import plan_classes, plan_split
+from gwsss_fast.data.embedded.scenes import draw_parts, layers
+from gwsss_fast.data.embedded.shapes import BODY, COMPANIONS, TELLING, THINGS, TRIM
 from gwsss_fast.errors import GwsssError
 
 TRAIN, VAL = 40, 16

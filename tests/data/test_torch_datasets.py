@@ -9,7 +9,7 @@ from voc_builder import add_mask
 
 from gwsss_fast.data.records import Record, Split
 from gwsss_fast.data.samplers import GroupSampler
-from gwsss_fast.data.torch_datasets import GroupDataset, ImageCache, ImageDataset, SegmentationDataset
+from gwsss_fast.data.torch_datasets import GroupDataset, ImageCache, SegmentationDataset
 from gwsss_fast.data.transforms import ClassifierTransform, SegmenterTransform, SquareTransform
 from gwsss_fast.errors import GwsssError
 
@@ -82,24 +82,9 @@ def test_batches_do_not_depend_on_workers_or_on_a_resume(split):
 
 
 def test_reading_leaves_the_global_generator_alone(split):
-    datasets = [groups_of(split), ImageDataset(split, TRANSFORM)]
     state = torch.random.get_rng_state()
-    for dataset in datasets:
-        dataset[0]
+    groups_of(split)[0]
     assert torch.equal(torch.random.get_rng_state(), state)
-
-
-def test_single_images(split):
-    dataset = ImageDataset(split, TRANSFORM, seed=3)
-    first = dataset[4]
-    assert (first[0].shape, first[0].dtype) == ((3, 8, 8), torch.float32)
-    assert first[1].tolist() == [0, 1, 0]
-    dataset[5]
-    assert torch.equal(dataset[4][0], first[0])
-    dataset.set_epoch(1)
-    assert not torch.equal(dataset[4][0], first[0])
-    dataset.set_epoch(0)
-    assert torch.equal(dataset[4][0], first[0])
 
 
 def test_cache_changes_nothing_and_keeps_to_its_size(split):
@@ -171,13 +156,11 @@ def test_errors_name_list_and_line(split, masks, tmp_path):
     add_mask(tmp_path, "2", [[0]], "pseudo")
     records[3].image.write_bytes(b"")
     segmentation = SegmentationDataset(listed, SegmenterTransform(16), 0, masks)
-    images = ImageDataset(listed, TRANSFORM)
     groups = GroupDataset(listed, GroupSampler(split.labels, 12, "random"), TRANSFORM)
     for dataset, position, message in [
         (segmentation, 1, r"1: mask .*1\.png holds the value 4"),
         (segmentation, 2, r"2: mask .*2\.png has 1x1"),
         (segmentation, 3, r"3: image .*3\.png cannot be decoded"),
-        (images, 3, r"3: image .*3\.png cannot be decoded"),
         (groups, 0, r"3: image .*3\.png cannot be decoded"),
     ]:
         with pytest.raises(GwsssError, match=rf"^own\.txt, line {message}"):

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from gwsss_fast import DeepLabV2, GwsssError
-from gwsss_fast.data import embedded_scene
+from gwsss_fast.data.embedded.painting import render
+from gwsss_fast.data.embedded.planning import plan_split
 from gwsss_fast.data.images import read_image
 from gwsss_fast.export.agreement import BOUNDS, Sample, compare
 from gwsss_fast.export.contents import kind_of, read_metadata
@@ -33,7 +34,7 @@ def photographs() -> list[Image.Image]:
     found = sorted((Path(os.environ.get("GWSSS_TEST_DATA", "")) / "JPEGImages").glob("*.jpg"))[:6]
     if found:
         return [read_image(path) for path in found]
-    return [Image.fromarray(embedded_scene.render(x)[0]) for x in embedded_scene.plan_split("val", 4, 0, 128)]
+    return [Image.fromarray(render(scene)[0]) for scene in plan_split("val", 4, 0, 128)]
 
 
 def within_tolerance(file: Exported, shape: tuple[int, int, int]) -> None:

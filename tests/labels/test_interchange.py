@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gwsss_fast.data.records import Record
 from gwsss_fast.errors import GwsssError
-from gwsss_fast.labels.interchange import load_maps, load_oaa, save_maps, save_oaa
+from gwsss_fast.labels.interchange import load_maps, open_maps, save_maps, save_oaa
 from gwsss_fast.labels.maps import CamSet
 
 
@@ -81,7 +82,9 @@ def test_oaa_pictures_both_ways(tmp_path, cams):
         assert image.mode == "L"
         assert np.asarray(image) == pytest.approx(np.round(cams.initial[1] * 255), abs=1e-3)
     Image.new("L", (3, 3)).save(tmp_path / "2007_000032_1_2.png")  # another image's, named 2007_000032_1
-    found = load_oaa(tmp_path, "2007_000032")
+    Image.new("RGB", (13, 10)).save(tmp_path / "image.jpg")
+    record = Record("2007_000032", tmp_path / "image.jpg", labels=(3, 14))
+    found = open_maps(tmp_path, [record])(record)
     assert found.keys.tolist() == [3, 14]
     assert found.ensemble == pytest.approx(cams.initial, abs=0.5 / 255 + 1e-6)
 
@@ -113,7 +116,7 @@ def test_errors_name_the_file(tmp_path, cams, capsys):
         assert f"{name}.npy" in str(caught.value)
     assert "must not run" not in capsys.readouterr().out
     with pytest.raises(GwsssError, match=r"b_CLASS\.png"):
-        load_oaa(tmp_path, "b")
+        open_maps(tmp_path, [Record("b", tmp_path / "b.jpg")])
     with pytest.raises(GwsssError, match="irn, seam"):
         save_maps(tmp_path / "a.npy", cams, "oaa")
     with pytest.raises(GwsssError, match="ensemble, graph, initial"):

@@ -1,7 +1,7 @@
 """The embedded data set: small invented scenes in VOC layout, drawn once into a cache folder.
 
 Eight classes of things made of a telling part and a larger remainder that takes a comparison of images to recognise
-(see `embedded_shapes`). Everything follows from the seed; train and val share no thing and no background.
+(see `shapes`). Everything follows from the seed; train and val share no thing and no background.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gwsss_fast.data.embedded_scene import Scene, plan_split, render
-from gwsss_fast.data.embedded_shapes import THINGS
+from gwsss_fast.data.embedded.painting import render
+from gwsss_fast.data.embedded.planning import plan_split
+from gwsss_fast.data.embedded.scenes import Scene
+from gwsss_fast.data.embedded.shapes import THINGS
 from gwsss_fast.data.palette import voc_palette
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.files import cache_folder
