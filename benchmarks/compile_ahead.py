@@ -44,8 +44,8 @@ _SIXTEEN_BITS = re.compile(r"x(?:f16|bf16|f8\w+)>\s*\*")
 
 @dataclass(frozen=True)
 class Report:
-    """What a compiled kernel needs. tensor_core: instructions by name. wants_tensor_core: it has a product that tensor
-    cores can do (16-bit factors, or float32 with tf32 allowed). error: why it could not be compiled, or None."""
+    """What a compiled kernel needs. wants_tensor_core: it has a product that tensor cores can do (16-bit factors, or
+    float32 with tf32 allowed). tensor_core: then their instructions by name. error: why it did not compile, or None."""
 
     registers: int = 0
     stack: int = 0
@@ -139,7 +139,8 @@ def report(job: Job) -> Report:
     try:
         with contextlib.redirect_stdout(log):
             kernel = compile_job(job)
-        sass = disassemble(kernel.asm["cubin"])
+        wanted = wants_tensor_core(kernel.asm["ttir"])
+        sass = disassemble(kernel.asm["cubin"]) if wanted else ""
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         return Report(error=f"{type(error).__name__}: {lines[-1]}")
@@ -150,7 +151,7 @@ def report(job: Job) -> Report:
         shared=metadata.shared,
         tensor_memory=getattr(metadata, "tmem_size", 0) or 0,
         tensor_core=tensor_core(sass),
-        wants_tensor_core=wants_tensor_core(kernel.asm["ttir"]),
+        wants_tensor_core=wanted,
     )
 
 

@@ -29,7 +29,7 @@ from benchmarks import RESULTS, ROOT
 from benchmarks.cases import OPERATIONS, has_kernel
 from benchmarks.compile_ahead import CARDS, SHARED_LIMIT, Report, cache_folder, reports
 from benchmarks.launches import Job, Pointer, Use, jobs
-from benchmarks.sizes import ARITHMETICS, LARGE, ODD, PAPER, PAPER_8, SIZES
+from benchmarks.sizes import ARITHMETICS, DTYPES, LARGE, ODD, PAPER, PAPER_8, SIZES
 from gwsss_fast import files
 
 SHIPPED = (PAPER, PAPER_8, LARGE, *ODD)
@@ -60,17 +60,19 @@ class Row:
 Jobs = dict[Job, list[Use]]
 
 
-def sample(found: Jobs, cards: Sequence[str]) -> Jobs:
-    """One job of every kernel function, of the cards in turn, in 16 bits and of the first size where there is one."""
-    functions: dict[tuple[str, str], list[Job]] = {}
+def configurations(found: Jobs) -> Jobs:
+    """One job of every shipped configuration: of each kernel function for each card each set of tiles, warps, stages
+    and registers, with each width of elements and way to multiply. The first size's job, so the paper's where it has
+    one; what is left out differs in the divisibility of sizes, in float16 or bfloat16, or in what it adds."""
+    chosen: dict[tuple[Any, ...], Job] = {}
     for job in found:
-        functions.setdefault((job.module, job.kernel), []).append(job)
-    chosen = []
-    for number, members in enumerate(functions.values()):
-        of_card = [job for job in members if job.card == cards[number % len(cards)]]
-        half = [job for job in of_card if found[job][0].dtype != "float32"]
-        chosen.append([*half, *of_card, *members][0])
-    return {job: found[job] for job in chosen}
+        constants = dict(job.constants)
+        tiles = tuple(item for item in job.constants if item[0].startswith("BLOCK"))
+        first = next((x for x in job.arguments if isinstance(x, Pointer)), None)
+        width = DTYPES[first.dtype].itemsize if first is not None else 0
+        launch = (job.card, tiles, job.num_warps, job.num_stages, job.registers)
+        chosen.setdefault((job.module, job.kernel, *launch, width, constants.get("PRECISION")), job)
+    return {job: found[job] for job in chosen.values()}
 
 
 def collect(found: Jobs, workers: int, folder: Path | None) -> list[Row]:
@@ -211,7 +213,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtypes", nargs="+", choices=list(ARITHMETICS), default=list(ARITHMETICS))
     parser.add_argument("--cards", nargs="+", choices=sorted(SHARED_LIMIT), default=list(CARDS))
     parser.add_argument("--operations", nargs="+", help="names, such as co_attention; all that have a Triton kernel")
-    parser.add_argument("--sample", action="store_true", help="of every kernel function one variant for one card")
+    parser.add_argument("--configurations", action="store_true", help="of every shipped configuration one variant")
     parser.add_argument("--workers", type=int, default=2, help="compiling processes")
     parser.add_argument("--fresh", action="store_true", help="compile again what earlier runs have compiled")
     parser.add_argument("--output", type=Path, help="folder of the two files; benchmarks/results for a whole run")
@@ -242,7 +244,7 @@ def run(options: argparse.Namespace) -> int:
     sizes = [SIZES[name] for name in options.sizes]
     folder = None if options.fresh else cache_folder()
     found = jobs(sizes, options.dtypes, options.cards, operations=operations)
-    rows = collect(sample(found, options.cards) if options.sample else found, options.workers, folder)
+    rows = collect(configurations(found) if options.configurations else found, options.workers, folder)
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table(rows))
     if options.output is not None:

@@ -1,8 +1,10 @@
 """Training by several processes: their number changes nothing but rounding, and none can vanish unnoticed."""
 
+import contextlib
 import csv
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -211,6 +213,26 @@ def test_torchrun_restarts_a_job_whose_process_was_killed(undisturbed: tuple[Pat
         for name, value in expected.items():
             assert torch.equal(value, found[name]), (stage, name)
     assert metrics(tmp_path / "run")["segmentation"] == metrics(whole)["segmentation"]
+
+
+def test_two_torchruns_that_meet_at_an_address_are_one_job(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
+    """As on two machines, but for the network between them."""
+    data, whole = undisturbed
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free.getsockname()[1]}", "--rdzv-id=mine"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", *meeting]
+    command += ["-m", "gwsss_fast.train", *short(data, tmp_path / "run", "--stage", "classifier")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    machines = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+        for _ in range(2)
+    ]
+    texts = [machine.communicate(timeout=240)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], texts
+    assert sum("run: " in text for text in texts) == 1, texts
+    for name, value in weights(whole, "classifier").items():
+        assert torch.equal(value, weights(tmp_path / "run", "classifier")[name]), name
 
 
 def test_after_a_kill_another_number_of_processes_goes_on(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
