@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -15,9 +16,11 @@ from benchmarks.dense_crf import HEIGHT, WIDTH, probabilities, pydensecrf2, scen
 from benchmarks.gpu_checks import Check
 from benchmarks.peers import first_line
 from benchmarks.records import Record
+from benchmarks.restarts import BrokenGpuError, broken
 from benchmarks.timing import Timer, Times, interleave, peak_bytes, wall_clock
 from gwsss_fast import ops
 from gwsss_fast.labels.crf import PRESETS, CrfPreset
+from gwsss_fast.ops import dispatch
 
 LABELS = 21
 ALLOWED = {"marginals": 1e-3, "gradient": 1e-3}
@@ -25,9 +28,10 @@ ALLOWED = {"marginals": 1e-3, "gradient": 1e-3}
 
 
 def marginals(prob: Tensor, image: Tensor, preset: CrfPreset, backend: str) -> Tensor:
-    """The operation on a backend."""
+    """The operation on a backend; the choice of "auto" is called as users call it, forcing costs the host some time."""
     options = {name: value for name, value in asdict(preset).items() if name != "gt_prob"}
-    with ops.backend(backend):
+    chosen = dispatch.choose("dense_crf", prob, image) == backend
+    with nullcontext() if chosen else ops.backend(backend):
         return ops.dense_crf(prob, image, **options)
 
 
@@ -62,7 +66,12 @@ def checks(device: str, labels: int = LABELS) -> list[Check]:
         def run() -> list[str]:
             given = torch.as_tensor(prob), torch.as_tensor(picture)
             there = [x.to(device) for x in given]
-            ours, again = (both(there[0], there[1], PRESETS[name], "cuda") for _ in range(2))
+            try:
+                ours, again = (both(there[0], there[1], PRESETS[name], "cuda") for _ in range(2))
+            except Exception as error:
+                if broken():
+                    raise BrokenGpuError("dense_crf: cuda", first_line(error)) from error
+                raise
             return failures(ours, again, both(given[0], given[1], PRESETS[name], "cpp"))
 
         return Check("dense CRF", f"{name}, {picture.shape[1]}x{picture.shape[0]}", run)
@@ -98,6 +107,8 @@ def measure(device: str, timer: Timer, rounds: int, preset: str = "psa") -> list
             line |= _times(interleave({name: calls}, clock, count)[name]) | {"peak_bytes": peak}
         except Exception as error:  # a peer that is not there or cannot run must not cost the others
             line["reason"] = first_line(error)
+            if broken():
+                raise BrokenGpuError(f"dense_crf: {name}", line["reason"]) from error
         lines.append(line)
     return lines
 

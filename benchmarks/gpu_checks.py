@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import checking, group_step
+from benchmarks import checking, group_step, restarts
 from benchmarks.cases import OPERATIONS, Operation, as_tuple
 from benchmarks.peers import first_line
+from benchmarks.restarts import BrokenGpuError, broken
 from benchmarks.sizes import DTYPES, ODD, PAPER, Size
-from benchmarks.timing import time_limit
+from benchmarks.timing import time_limit, time_limit_in
 from gwsss_fast import ops
 from gwsss_fast.ops import dispatch
 
@@ -33,29 +34,45 @@ class Check:
     name: str
     run: Callable[[], list[str]]
 
+    @property
+    def label(self) -> str:
+        return f"{self.group}, {self.name}"
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """A check that has run; skipped when no time was left for it."""
+    """A check that has run; skipped when no time was left for it. broken: it left the GPU in a state that ends all."""
 
     check: Check
     failures: list[str]
     skipped: bool = False
+    broken: BrokenGpuError | None = None
 
 
 def carry_out(
     checks: Sequence[Check], go_on: Callable[[], bool] = lambda: True, limit: Callable[[], float] | None = None
 ) -> Iterator[Outcome]:
-    """Run the checks; an exception is a failure of its check. limit: seconds that a check may take now."""
+    """Run the checks; an exception is a failure of its check. limit: seconds that a check may take now.
+
+    A check that breaks the GPU is the last.
+    """
     for check in checks:
+        if check.label in restarts.left_out:
+            continue
         if not go_on():
             yield Outcome(check, [], skipped=True)
             continue
         try:
             with time_limit(limit() if limit is not None else None):
                 failures = check.run()
+        except BrokenGpuError as error:
+            yield Outcome(check, [str(error)], broken=error)
+            return
         except Exception as error:
             failures = [first_line(error)]
+            if broken():
+                yield Outcome(check, failures, broken=BrokenGpuError(check.label, failures[0]))
+                return
         yield Outcome(check, failures)
 
 
@@ -91,12 +108,19 @@ def backends(operation: Operation, tensors: list[Tensor]) -> list[str]:
 
 
 def disagreements(operation: Operation, tensors: list[Tensor], wanted: checking.Expected) -> list[str]:
-    """What every backend gets wrong by the tolerance rule."""
+    """What every backend gets wrong by the tolerance rule; one that raises does not hide the others."""
     failures = []
     for name in backends(operation, tensors):
-        with ops.backend(name):
-            values = checking.run(operation.call, tensors, operation.differentiable)
-        failures += [f"{name}: {failure}" for failure in wanted.failures(values)]
+        try:
+            with ops.backend(name):
+                values = checking.run(operation.call, tensors, operation.differentiable)
+            failures += [f"{name}: {failure}" for failure in wanted.failures(values)]
+        except Exception as error:
+            if time_limit_in(error) is not None:
+                raise
+            if broken():
+                raise BrokenGpuError(f"{operation.name}: {name}", first_line(error)) from error
+            failures.append(f"{name}: {first_line(error)}")
     return failures
 
 

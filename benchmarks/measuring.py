@@ -14,6 +14,7 @@ from benchmarks.ceilings import Ceilings
 from benchmarks.checking import Expected
 from benchmarks.peers import Peer, UnusableError, first_line, peers
 from benchmarks.records import Record, describe, measured
+from benchmarks.restarts import BrokenGpuError, broken
 from benchmarks.sizes import Size
 from benchmarks.timing import NO_TIME, Call, Timer, cache_bytes, interleave, peak_bytes, rotations, time_limit
 
@@ -92,6 +93,8 @@ def accepted(
                 functions[backward][peer] = function
             else:
                 refused[peer, backward] = reason or "unknown"
+        if refused.get((peer, True)) and broken():
+            raise BrokenGpuError(f"{operation.name}: {peer.name}", refused[peer, True])
     return functions, refused
 
 
@@ -158,6 +161,8 @@ def _calls(
             calls[peer] = made
         except Exception as error:  # out of memory, most likely
             late[peer] = first_line(error)
+            if broken():
+                raise BrokenGpuError(f"{operation.name}: {peer.name}", late[peer]) from error
             release(device)
     return calls, peaks, late
 

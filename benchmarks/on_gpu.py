@@ -3,16 +3,19 @@
 First whether the operations are right there, then what the card can do at most, then every operation and a whole
 training step of GroupGNN against their peers. A time is reported only after its result was checked. Lines of JSON are
 appended to a file of the device's name as they come, and the table is printed last. What no time was left for is
-named. Exit status 1 when a check failed or was not reached, or a backend of ours did not run; 2 without a GPU.
+named. Exit status 1 when a check failed or was not reached, or a backend of ours did not run; 2 without a GPU. After
+an error that stays with the process, such as an illegal access, another process goes on without what caused it.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,10 +32,12 @@ from benchmarks import (
     measuring,
     preparing,
     records,
+    restarts,
 )
 from benchmarks.cases import TIMED, Operation
 from benchmarks.ceilings import Ceilings
 from benchmarks.records import Record
+from benchmarks.restarts import BrokenGpuError, State
 from benchmarks.sizes import LARGE, PAPER, PAPER_8, Size
 from benchmarks.timing import NO_TIME, EventTimer, Timer, for_lack_of_time, interleave, peak_bytes
 from benchmarks.work import FORMULAS, Work
@@ -40,10 +45,14 @@ from benchmarks.work import FORMULAS, Work
 BUDGET_S = 450.0
 RESERVE_S = 15.0
 """Kept for the table."""
+LATE_S = 45.0
+"""Beyond the budget: then the process ends wherever it is, and says where."""
 PEER_LIMIT_S = 45.0
 """What one peer may take until it has been compiled and checked."""
-BUILDING, COMPILING = 0.2, 0.25
-"""Parts of the budget that they may take at most; more than half is left to the checks."""
+CHECK_LIMIT_S = 120.0
+"""What one check may take."""
+PREPARING = 0.3
+"""Part of the budget that building and compiling, side by side, may take at most; the rest is left to the checks."""
 
 
 class Clock:
@@ -74,14 +83,18 @@ class Job:
     @property
     def label(self) -> str:
         name = self.operation.label if self.operation is not None else "group_step"
-        return f"{name}, {self.size.name}, {str(self.dtype).removeprefix('torch.')}"
+        words = f"{name}, {self.size.name}, {str(self.dtype).removeprefix('torch.')}"
+        return f"{words}, with torch.compile" if self.compiled else words
 
 
 def plan() -> list[Job]:
-    """What is measured, the most wanted first."""
+    """What is measured, the most wanted first: all in the size and dtype of the targets, then again with the peers that
+    have to be compiled, one of which may take longer than all others together."""
     half, single = torch.bfloat16, torch.float32
-    jobs = [Job(row, PAPER_8, half, True, 30) for row in TIMED]
-    jobs.insert(2, Job(None, PAPER_8, half, True, 90))
+    jobs = [Job(row, PAPER_8, half, False, 8) for row in TIMED]
+    jobs.append(Job(None, PAPER_8, half, False, 20))
+    compiled = [Job(row, PAPER_8, half, True, 30) for row in TIMED]
+    jobs += [compiled[0], Job(None, PAPER_8, half, True, 60), *compiled[1:]]
     jobs += [Job(row, PAPER, half, False, 8) for row in TIMED]
     jobs += [Job(row, LARGE, half, False, 12) for row in TIMED]
     jobs += [Job(None, LARGE, half, False, 20), Job(None, PAPER, half, False, 15)]
@@ -105,6 +118,8 @@ class Run:
     failed: int = 0
     unchecked: int = 0
     skipped: list[str] = field(default_factory=list)
+    checked: dict[str, bool] = field(default_factory=dict)
+    measured: list[str] = field(default_factory=list)
 
     def keep(self, lines: Sequence[Record]) -> None:
         """Remember lines, and append them to the file at once."""
@@ -121,6 +136,11 @@ class Run:
             if line["ours"] and reason and not for_lack_of_time(reason):
                 self.failed += 1
                 self.say(f"FAILED {label}, {line['pass']}, {line['peer']}: {reason}")
+
+    def state(self, without: Sequence[str]) -> State:
+        """For a process that goes on without some things; it counts the checks' failures itself."""
+        failed = self.failed - sum(not right for right in self.checked.values())
+        return State(self.checked, self.measured, self.found, max(failed, 0), list(without))
 
     @property
     def status(self) -> int:
@@ -150,6 +170,7 @@ def measure_crf(run: Run) -> None:
         run.skipped.append("dense_crf")
         return
     lines = crf_on_gpu.measure(run.device, run.step_timer, run.rounds)
+    run.measured.append("dense_crf")
     run.keep(lines)
     run.judge(lines, "dense_crf")
     run.say(f"dense_crf: {crf_on_gpu.ratio(lines)}")
@@ -157,9 +178,8 @@ def measure_crf(run: Run) -> None:
 
 def compile_all(run: Run, workers: int, seconds: float) -> None:
     """Fill Triton's cache in several processes; compiling one kernel after the other would take most of the time."""
-    major, minor = torch.cuda.get_device_capability(run.device)
     try:
-        wanted, done = preparing.kernels(f"sm_{major}{minor}", workers, seconds)
+        wanted, done = preparing.kernels(preparing.card_of(run.device), workers, seconds)
     except Exception as error:  # each kernel is compiled on its first start too
         run.say(f"kernels were not compiled ahead: {measuring.first_line(error)}")
         return
@@ -171,17 +191,28 @@ def compile_all(run: Run, workers: int, seconds: float) -> None:
 
 
 def check_all(run: Run, checks: Sequence[gpu_checks.Check], until: float = 0.0) -> None:
-    """Stage 1. until: seconds that must be left."""
+    """Stage 1. until: seconds that must be left. Raises BrokenGpuError when a check has broken the GPU."""
     tally: dict[str, list[int]] = {}
 
-    def limit() -> float:
+    def left() -> float:
         return run.clock.left() - RESERVE_S - until
 
-    for outcome in gpu_checks.carry_out(checks, lambda: limit() > 0, limit):
+    def limit() -> float:
+        return min(CHECK_LIMIT_S, left())
+
+    for check in checks:
+        if check.label in run.checked:  # by the process before this one
+            tally.setdefault(check.group, [0, 0, 0])[1 if run.checked[check.label] else 2] += 1
+    others = [check for check in checks if check.label not in run.checked]
+    for outcome in gpu_checks.carry_out(others, lambda: left() > 0, limit):
         count = tally.setdefault(outcome.check.group, [0, 0, 0])
         count[0 if outcome.skipped else 2 if outcome.failures else 1] += 1
         for failure in outcome.failures[:3]:
             run.say(f"WRONG {outcome.check.group}, {outcome.check.name}: {failure}")
+        if outcome.broken is not None:
+            raise outcome.broken
+        if not outcome.skipped:
+            run.checked[outcome.check.label] = not outcome.failures
     for group, (skipped, passed, failed) in tally.items():
         run.say(
             f"{group}: {passed} right, {failed} wrong" + (f", {skipped} skipped for lack of time" if skipped else "")
@@ -201,19 +232,27 @@ def measure_ceilings(run: Run, **options: Any) -> Ceilings:
 
 
 def measure_all(run: Run, jobs: Sequence[Job], limits: Ceilings | None) -> None:
-    """Stage 3: one job after the other while there is time."""
+    """Stage 3: one job after the other while there is time. Raises BrokenGpuError when one has broken the GPU."""
     for job in jobs:
+        if job.label in run.measured:
+            continue
         if not run.clock.allows(job.seconds):
             run.skipped.append(job.label)
             continue
         begin = run.clock.left()
         try:
             lines = measure_step(run, job, limits) if job.operation is None else measure_one(run, job, limits)
+        except BrokenGpuError:
+            raise
         except Exception as error:  # one broken case must not cost the others
             run.say(f"{job.label}: {measuring.first_line(error)}")
             run.failed += 1
+            run.measured.append(job.label)
+            if restarts.broken():
+                raise BrokenGpuError(job.label, measuring.first_line(error)) from error
             measuring.release(run.device)
             continue
+        run.measured.append(job.label)
         run.keep(lines)
         run.judge(lines, job.label)
         run.say(f"{job.label}: {begin - run.clock.left():.0f} s")
@@ -240,6 +279,7 @@ def measure_step(run: Run, job: Job, limits: Ceilings | None) -> list[Record]:
         torch._dynamo.reset()
     calls, peaks, lines = {}, {}, []
     found = group_step.step_peers(device, job.compiled, unrolled=job.compiled and run.clock.allows(150))
+    found = [peer for peer in found if f"group_step: {peer.name}" not in restarts.left_out]
     base = {"operation": "group_step", "pass": "step", **records.describe(size, dtype)}
     missing = {}
     for peer in found:
@@ -250,6 +290,8 @@ def measure_step(run: Run, job: Job, limits: Ceilings | None) -> list[Record]:
             function, reason = group_step.ready(peer, size, dtype, device, wanted, limit)
         if function is None:
             missing[peer.name] = reason
+            if restarts.broken():
+                raise BrokenGpuError(f"group_step: {peer.name}", str(reason))
             measuring.release(device)
             continue
         peaks[peer.name] = None if peer.replayed else peak_bytes(function, device)
@@ -291,6 +333,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON lines")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="compiling processes")
     parser.add_argument("--rounds", type=int, default=30, help="times each call is timed")
+    parser.add_argument("--state", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(words)
 
 
@@ -310,18 +353,43 @@ def main(words: Sequence[str] | None = None) -> int:
     timers = EventTimer(), EventTimer(hide_launches=False)
     run = Run(device, Clock(options.budget), path, console, *timers, rounds=options.rounds)
     run.say(f"{records.device_name(device)}, torch {torch.__version__}, budget {options.budget:.0f} s")
-    everything(run, options.workers, options.budget)
+    state = restarts.read(options.state)
+    faulthandler.dump_traceback_later(options.budget + LATE_S, exit=True)  # a call that never returns is named
+    try:
+        everything(run, options.workers, options.budget, state)
+    except BrokenGpuError as error:
+        run.say(f"{error}; going on without it in a new process")
+        given = {"budget": run.clock.left(), "output": options.output, "workers": options.workers}
+        again = [f"--{name}={value}" for name, value in {**given, "rounds": options.rounds}.items()]
+        restarts.replace_process(run.state([*state.without, error.name]), "benchmarks.on_gpu", again)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
     return run.status
 
 
-def everything(run: Run, workers: int, budget: float) -> None:
-    """All stages. The checks have all the time that is left to them, for times without them are worth nothing."""
-    native = build_library(run, BUILDING * budget)
-    compile_all(run, workers, COMPILING * budget)
+def everything(run: Run, workers: int, budget: float, state: State | None = None) -> None:
+    """All stages. The checks have all the time that is left to them, for times without them are worth nothing.
+
+    state: what a process before this one has found, and prepared. Raises BrokenGpuError.
+    """
+    if state is None or not state.without:
+        preparing.keep_one_cache()
+        preparing.build_for(preparing.card_of(run.device))
+        with ThreadPoolExecutor(1) as aside:
+            building = aside.submit(build_library, run, PREPARING * budget)
+            compile_all(run, workers, PREPARING * budget)
+            native = building.result()
+    else:
+        restarts.leave_out(state.without)
+        run.checked, run.measured, run.found = state.checks, state.jobs, state.found
+        run.failed = state.failed + len(state.without)
+        native = preparing.native_library_is_ready()
+    native = native and "dense_crf: cuda" not in restarts.left_out
     crf = crf_on_gpu.checks(run.device) if native else []
     check_all(run, [*crf, *gpu_checks.all_checks(run.device)])
     limits = measure_ceilings(run)
-    if native and not any(line.get("check") == "dense CRF" and line["failed"] for line in run.found):
+    wrong_crf = any(line.get("check") == "dense CRF" and line["failed"] for line in run.found)
+    if native and not wrong_crf and "dense_crf" not in run.measured:
         measure_crf(run)
     measure_all(run, plan(), limits)
     last_words(run)

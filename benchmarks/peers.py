@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
-from benchmarks import plain
+from benchmarks import plain, restarts
 from benchmarks.cases import Function, Operation
 from benchmarks.timing import time_limit_in
 from gwsss_fast import ops
@@ -61,7 +61,7 @@ def peers(operation: Operation, tensors: list[Tensor], compiled: bool = True) ->
         found.append(Peer("compiled batched", False, lambda x: compiled_function(operation.plain)))
     if compiled:
         found.append(Peer("compiled eager", False, _compiled_reference(operation)))
-    return found
+    return [peer for peer in found if f"{operation.name}: {peer.name}" not in restarts.left_out]
 
 
 def _backend(operation: Operation, name: str, chosen: str) -> Callable[[list[Tensor]], Function]:

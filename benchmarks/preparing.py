@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
+import io
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+import torch
 
 from benchmarks import compile_ahead, launches
 from benchmarks.launches import Job
@@ -27,6 +33,12 @@ HEED = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
 BUILD = (sys.executable, "-c", f"{HEED}; from gwsss_fast.native import library; library.prepare_on_gpu()")
 
 
+def card_of(device: str) -> str:
+    """Such as "sm_90"."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
 def wanted_kernels(card: str) -> list[Job]:
     """In the order in which they are compiled."""
     found: dict[Job, None] = {}
@@ -35,10 +47,51 @@ def wanted_kernels(card: str) -> list[Job]:
     return list(found)
 
 
+def keep_one_cache() -> None:
+    """Hold Triton to the folder of its cache, in this process and those that it starts.
+
+    torch.compile moves it to another with the first kernel of its own; what was compiled ahead would not be found any
+    more, and kernels that start after that would be compiled again, one after the other.
+    """
+    from triton import knobs
+
+    os.environ.setdefault("TRITON_CACHE_DIR", str(knobs.cache.dir))
+
+
 def kernels(card: str, workers: int, seconds: float) -> tuple[int, dict[Job, str | None]]:
     """Fill Triton's cache: how many kernels are wanted, and the error, or None, of each that was done in time."""
     wanted = wanted_kernels(card)
-    return len(wanted), compile_ahead.warm_cache(wanted, workers, seconds)
+    return len(wanted), dict(compile_ahead.in_processes(make_ready, wanted, workers, seconds))
+
+
+def make_ready(job: Job) -> str | None:
+    """Put all into Triton's cache that the first start of a kernel needs; the error, or None."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # Triton prints the whole program that ptxas refused
+            kernel = compile_ahead.compile_job(job)
+    except Exception as error:
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
+    with contextlib.suppress(Exception):  # the first start builds it too
+        build_launcher(kernel)
+    return None
+
+
+def build_launcher(kernel: Any) -> None:
+    """Triton before 3.7 starts kernels by a C extension for each list of argument types, built on the first start."""
+    if tuple(map(int, importlib.metadata.version("triton").split(".")[:2])) < (3, 7):
+        from triton.backends.nvidia.driver import CudaLauncher
+
+        CudaLauncher(kernel.src, kernel.metadata)
+
+
+def build_for(card: str) -> None:
+    """Have the native library built, here and by processes started from here, for `card` alone, by all cores: a third
+    of the time for all cards. What the user has set stays. Free memory says little of a virtual machine, whose memory
+    grows with its use."""
+    number = card.removeprefix("sm_")
+    own = "a" if number == "90" else ""  # code for clusters is compiled for 9.0a
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", f"{number[:-1]}.{number[-1]}{own}")
+    os.environ.setdefault("MAX_JOBS", str(os.cpu_count() or 1))
 
 
 def native_library(seconds: float, command: Sequence[str] = BUILD) -> str | None:
@@ -54,6 +107,11 @@ def native_library(seconds: float, command: Sequence[str] = BUILD) -> str | None
         os.environ["GWSSS_NATIVE"] = "0"
         return f"it was not built within {seconds:.0f} s"
     return library.prepare_on_gpu()
+
+
+def native_library_is_ready() -> bool:
+    """Whether a process before this one has built the library's kernels for GPUs."""
+    return library.pending() is None and library.prepare_on_gpu() is None
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:

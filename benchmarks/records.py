@@ -16,7 +16,7 @@ from rich.table import Table
 from benchmarks.cases import dtype_name
 from benchmarks.ceilings import Ceilings
 from benchmarks.sizes import Size
-from benchmarks.timing import Times
+from benchmarks.timing import Times, for_lack_of_time
 from benchmarks.work import Work
 
 Record = dict[str, Any]
@@ -100,13 +100,15 @@ def read(path: Path) -> list[Record]:
 
 
 def groups(records: Sequence[Record]) -> dict[tuple[str, ...], list[Record]]:
-    """Records that were measured against each other: same operation, pass, size and dtype."""
-    found: dict[tuple[str, ...], list[Record]] = {}
+    """Records that were measured against each other: same operation, pass, size and dtype. Of a peer that was measured
+    again the last line, unless no time was left for it."""
+    found: dict[tuple[str, ...], dict[str, Record]] = {}
     for record in records:
         if "peer" in record:
-            key = tuple(str(record[name]) for name in ("operation", "pass", "size", "dtype"))
-            found.setdefault(key, []).append(record)
-    return found
+            members = found.setdefault(tuple(str(record[name]) for name in ("operation", "pass", "size", "dtype")), {})
+            if record["peer"] not in members or not for_lack_of_time(str(record.get("reason"))):
+                members[record["peer"]] = record
+    return {key: list(members.values()) for key, members in found.items()}
 
 
 def ours(members: Sequence[Record]) -> Record | None:

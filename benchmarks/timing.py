@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import statistics
 import threading
@@ -59,16 +60,17 @@ def interleave(
 ) -> dict[str, Times]:
     """Times of each name, one call of each in turn, so that a drift of the clock meets all alike.
 
-    calls: for each name the same work on several inputs, which take turns. go_on: asked before every round but the
-    first.
+    calls: for each name the same work on several inputs, which take turns from call to call: a name that came after
+    another with the same inputs would find them in the cache. go_on: asked before every round but the first.
     """
     readings: dict[str, list[Reading]] = {name: [] for name in calls}
     timers = {name: fresh(timer) for name in calls}
+    turn = itertools.count()
     for number in range(rounds):
         if number and not go_on():
             break
         for name, versions in calls.items():
-            readings[name].append(timers[name](versions[number % len(versions)]))
+            readings[name].append(timers[name](versions[next(turn) % len(versions)]))
     return {name: summary(found) for name, found in readings.items() if found}
 
 
@@ -119,6 +121,8 @@ def fresh(timer: Timer) -> Timer:
 
 NO_TIME = "no time was left"
 """The reason of what was not begun."""
+AGAIN_S = 3.0
+"""After which what has outlived its limit is stopped again."""
 
 
 class TimeLimitError(Exception):
@@ -141,7 +145,8 @@ def for_lack_of_time(reason: str) -> bool:
 def time_limit(seconds: float | None) -> Iterator[None]:
     """Raise TimeLimitError inside the block after so many seconds; only in a main thread, elsewhere and for None never.
 
-    What is stopped is compilation for the most part, which has no limit of its own.
+    What is stopped is compilation for the most part, which has no limit of its own. Some of it goes on after any
+    exception, so another one follows every few seconds until the block has ended.
     """
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
@@ -151,7 +156,7 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         raise TimeLimitError(f"given up after {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01))
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01), AGAIN_S)
     try:
         yield
     finally:

@@ -106,9 +106,17 @@ def refuse(*tensors: Tensor) -> str | None:
     for x in tensors:
         if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             return f"it computes in float32, float16 and bfloat16, not {x.dtype}"
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+    if device.type == "cuda" and _too_old(device):
         return "its kernels are written for compute capability 8.0 and newer"
     return None
+
+
+def _too_old(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) < (8, 0)
+
+
+# Asked while torch.compile traces, which would put the question into the graph.
+_too_old._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def only_on_request(*tensors: Tensor) -> bool:

@@ -104,30 +104,30 @@ def test_only_a_missing_nvcc_is_no_failure(
 
 
 def test_the_checks_have_more_than_half_of_the_budget(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Building and compiling take all that they are given, the checks take the rest."""
+    """Building and compiling, side by side, take all that they are given, the checks take the rest."""
     now, asked = [0.0], []
     run.clock = Clock(100.0, lambda: now[0])
 
-    def spend(seconds: float) -> None:
-        now[0] += seconds
-        asked.append(seconds)
-
     def kernels(card: str, workers: int, seconds: float) -> tuple[int, dict[Any, None]]:
-        spend(seconds)
+        asked.append((card, seconds))
+        now[0] += seconds
         return 9, {}
 
     def late() -> list[str]:
         now[0] += 30.0
         return []
 
-    monkeypatch.setattr(preparing, "native_library", lambda seconds: spend(seconds))
+    monkeypatch.setattr(preparing, "keep_one_cache", lambda: None)
+    monkeypatch.setattr(preparing, "build_for", lambda card: asked.append((card, 0.0)))
+    monkeypatch.setattr(preparing, "native_library", lambda seconds: asked.append(("native", seconds)))
     monkeypatch.setattr(preparing, "kernels", kernels)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(crf_on_gpu, "checks", lambda device: [])
     monkeypatch.setattr(gpu_checks, "all_checks", lambda device: [Check("a", "1", late), Check("a", "2", late)])
     monkeypatch.setattr(on_gpu, "measure_ceilings", lambda run: Ceilings({}, 1.0))
     on_gpu.everything(run, 3, 100.0)
-    assert sum(asked) < 50
+    assert asked[0] == ("sm_90", 0.0)
+    assert {name: seconds < 50 for name, seconds in asked[1:]} == {"sm_90": True, "native": True}
     assert run.found[0] == {**run.found[0], "check": "a", "passed": 2, "skipped": 0}
     assert "9 left for want of time" in said(run)
     assert len(run.skipped) == len(on_gpu.plan()) + 1  # and the dense CRF

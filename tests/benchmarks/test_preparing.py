@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -58,6 +59,61 @@ def test_the_limit_reaches_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(compile_ahead, "in_processes", in_processes)
     assert preparing.kernels("sm_90", 3, 7.0) == (1, {})
     assert given == [[job], 3, 7.0]
+
+
+def unset(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Also what the test sets by itself is gone after it."""
+    monkeypatch.setenv(name, "")
+    monkeypatch.delenv(name)
+
+
+def test_triton_keeps_one_cache_whatever_the_compiler_of_pytorch_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile names another folder with its first kernel, unless there is a name already."""
+    triton = pytest.importorskip("triton")
+    unset(monkeypatch, "TRITON_CACHE_DIR")
+    before = triton.knobs.cache.dir
+    preparing.keep_one_cache()
+    assert os.environ["TRITON_CACHE_DIR"] == before
+    preparing.keep_one_cache()
+    assert triton.knobs.cache.dir == before
+
+
+@pytest.mark.parametrize(
+    ("card", "wanted"), [("sm_90", "9.0a"), ("sm_80", "8.0"), ("sm_100", "10.0"), ("sm_120", "12.0")]
+)
+def test_the_library_is_built_for_the_card_alone(card: str, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAX_JOBS", "3")
+    unset(monkeypatch, "TORCH_CUDA_ARCH_LIST")
+    preparing.build_for(card)
+    assert (os.environ["TORCH_CUDA_ARCH_LIST"], os.environ["MAX_JOBS"]) == (wanted, "3")
+    preparing.build_for("sm_75")
+    assert os.environ["TORCH_CUDA_ARCH_LIST"] == wanted
+
+
+def test_what_starts_a_kernel_is_built_ahead_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Triton 3.7, which starts all kernels alike; where it cannot be built, the first start will tell."""
+    job = Job("module", "kernel", (), (), 4, 2, "sm_90")
+    driver = pytest.importorskip("triton.backends.nvidia.driver")
+    given: list[object] = []
+
+    class Launcher:
+        def __init__(self, *arguments: object) -> None:
+            given.append(arguments)
+            raise AssertionError("libcuda.so cannot be found")
+
+    kernel = types.SimpleNamespace(src="source", metadata="metadata")
+    monkeypatch.setattr(compile_ahead, "compile_job", lambda job: kernel)
+    monkeypatch.setattr(driver, "CudaLauncher", Launcher)
+    for version in ("3.6.0", "3.7.0", "3.10.1"):
+        monkeypatch.setattr(preparing.importlib.metadata, "version", lambda name, version=version: version)
+        assert preparing.make_ready(job) is None
+    assert given == [("source", "metadata")]
+
+    def refused(job: Job) -> None:
+        raise RuntimeError("too many registers\nthe end")
+
+    monkeypatch.setattr(compile_ahead, "compile_job", refused)
+    assert preparing.make_ready(job) == "RuntimeError: the end"
 
 
 SLOW_BUILD = f"""

@@ -12,7 +12,7 @@ from benchmarks import RESULTS, accuracy, plot, records, resources
 from benchmarks.ceilings import Ceilings
 from benchmarks.records import Record
 from benchmarks.sizes import PAPER
-from benchmarks.timing import Times
+from benchmarks.timing import NO_TIME, Times
 from benchmarks.work import Work
 
 CEILINGS = Ceilings({"bfloat16": 800e12, "float32": 50e12}, 3e12)
@@ -59,6 +59,13 @@ def test_a_case_whose_own_backend_is_wrong_has_no_time_in_the_table() -> None:
     (row,) = [records.line(key, members) for key, members in records.groups([wrong, line("eager", 1.0)]).items()]
     assert "wrong: output 0" in row
     assert "1.000" not in row
+
+
+def test_of_a_peer_that_was_measured_again_the_last_line_counts() -> None:
+    late = {**line("triton", None, ours=True), "reason": NO_TIME}
+    found = [line("triton", 2.0, ours=True), line("eager", 6.0), line("triton", 1.5, ours=True), line("eager", None)]
+    (members,) = records.groups([*found, late]).values()
+    assert [(record["peer"], record.get("p50_ms")) for record in members] == [("triton", 1.5), ("eager", None)]
 
 
 def test_lines_are_appended(tmp_path: Path) -> None:

@@ -24,15 +24,16 @@ def test_a_summary_orders_its_quantiles() -> None:
 
 
 def test_calls_take_turns_and_so_do_their_inputs() -> None:
+    """No name finds in the cache what the one before it has read, and none waits less than three calls for its own."""
     order: list[str] = []
-    calls = {name: [lambda n=name, i=i: order.append(f"{n}{i}") for i in range(2)] for name in "ab"}
+    calls = {name: [lambda n=name, i=i: order.append(f"{n}{i}") for i in range(3)] for name in "ab"}
 
     def timer(call) -> Reading:  # type: ignore[no-untyped-def]
         call()
         return Reading(1.0 if order[-1][0] == "a" else 2.0, 0.5)
 
     times = interleave(calls, timer, rounds=3)
-    assert order == ["a0", "b0", "a1", "b1", "a0", "b0"]
+    assert order == ["a0", "b1", "a2", "b0", "a1", "b2"]
     assert (times["a"].p50, times["b"].p50, times["a"].count) == (1.0, 2.0, 3)
 
 
@@ -59,6 +60,22 @@ def test_a_limit_stops_what_takes_too_long() -> None:
     time.sleep(0.01)
     with time_limit(None):
         pass
+
+
+def test_a_limit_outlasts_whoever_goes_on_after_any_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "AGAIN_S", 0.05)
+    begin = time.monotonic()
+
+    def stubborn() -> None:
+        try:
+            time.sleep(10)
+        except Exception:
+            time.sleep(10)
+
+    with pytest.raises(timing.TimeLimitError), time_limit(0.05):
+        stubborn()
+    assert time.monotonic() - begin < 5
+    time.sleep(0.1)  # nothing comes after the block
 
 
 def test_outside_the_main_thread_there_is_no_limit() -> None:

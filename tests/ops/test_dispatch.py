@@ -1,9 +1,11 @@
 """Which backend runs, and what is said about it."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from gwsss_fast import GwsssError, ops
 from gwsss_fast.launch import edge_tiles
@@ -26,6 +28,32 @@ def test_more_edges_than_a_grid_takes_are_refused() -> None:
     assert refuse(enough) is None
     nodes = torch.empty(4096, 16, 1, 1, device="meta")
     assert "65536 nodes or edges" in str(dispatch.kernel("graph_dropout", "triton").refuse(nodes, nodes))
+
+
+def test_a_graph_compiled_for_a_gpu_holds_the_choice_and_no_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On tensors that only say that they are on a GPU: what the choice asks of it is asked once, while tracing."""
+
+    @torch.compiler.allow_in_graph  # as PyTorch takes its own
+    def capability(device: torch.device) -> tuple[int, int]:
+        return 9, 0
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    kernel = dataclasses.replace(dispatch.kernel("attention", "triton"), missing=lambda: None)
+    monkeypatch.setitem(dispatch._registry["attention"], "triton", kernel)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    with FakeTensorMode():
+        tensors = [torch.empty(1, 2, 16, 8, device="cuda:0", requires_grad=True) for _ in range(3)]
+        torch.compile(ops.attention, backend=backend, fullgraph=True)(*tensors)
+    (graph,) = graphs
+    called = [node for node in graph.graph.nodes if node.op == "call_function"]
+    (ours,) = [node for node in called if node.target is torch.ops.gwsss_fast.attention.default]
+    assert ours.args[-1] == "triton"
+    assert not [node for node in called if "capability" in str(node.target)]
 
 
 def test_a_gpu_user_who_gets_no_kernel_is_told_why_once(
