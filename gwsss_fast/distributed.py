@@ -201,6 +201,19 @@ def on_main(body: Callable[[], _Value]) -> _Value:
     return value  # type: ignore[return-value]
 
 
+def enlist(name: str, item: int) -> list[int] | None:
+    """Put `item` on a list that all processes share, once: the whole list, in the order in which they came; [] when it
+    was on it already, None where there is one process. No process waits for the others."""
+    if _watch is None or size() == 1:
+        return None
+    store = dist.PrefixStore(name, _watch.store)
+    if store.compare_set(f"item {item}", "", str(rank())).decode() != str(rank()):
+        return []
+    count = store.add("count", 1)
+    store.set(f"place {count}", str(item))
+    return [int(store.get(f"place {place}")) for place in range(1, count + 1)]
+
+
 def main_first(body: Callable[[], _Value]) -> _Value:
     """What `body` gives, in process 0 before the others: what it makes once, such as a cache, they find."""
     if size() == 1:

@@ -48,7 +48,7 @@ class DataConfig:
     """A training image that cannot be read: stop with its name, or go on without it and name it. What `verify` finds is
     left out of all stages; in what breaks later another image takes its place."""
     bad_image_limit: int = 20
-    """Skip so many images; one more stops the run. Counted anew by `verify`, each training and each process."""
+    """Skip so many images; one more stops the run. Counted over all processes; anew by `verify` and each training."""
     seed: int = 0
     """Seed of the embedded data set."""
     train_limit: int | None = None

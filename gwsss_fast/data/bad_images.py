@@ -22,27 +22,39 @@ AS_DRAWN = -1
 class BadImages:
     """Tally of the images of `split` that were replaced; `report` is told of each, once, and why.
 
-    Every process of a distributed training has its own, and so has a training that is resumed.
+    Every process of a distributed training has one of its own. enlist: puts an image on the list of all of them and
+    gives it whole, [] when it was there already, None where there is one process. Resuming begins anew.
     """
 
-    def __init__(self, split: Split, limit: int, report: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        split: Split,
+        limit: int,
+        report: Callable[[str], None],
+        enlist: Callable[[int], list[int] | None] = lambda index: None,
+    ) -> None:
         self.limit = limit
-        self._split, self._report = split, report
-        self.reasons: dict[int, str] = {}  # by index
+        self._split, self._report, self._enlist = split, report, enlist
+        self.reasons: dict[int, str] = {}  # by index: those that this process met
+        self.found: list[int] = []  # those of all processes, when this one last met a new one
 
     def note(self, batch: dict[str, Any]) -> None:
-        """Look at a batch: report its bad images that are new."""
+        """Look at a batch: report its bad images that are new to all processes."""
         for index in np.unique(np.asarray(batch[REPLACED])).tolist():
-            if index != AS_DRAWN and index not in self.reasons:
-                self.reasons[index] = _reason(self._split, index)
-                self._report(f"skipped ({len(self.reasons)} of at most {self.limit}): {self.reasons[index]}")
+            if index == AS_DRAWN or index in self.reasons:
+                continue
+            self.reasons[index] = _reason(self._split, index)
+            found = self._enlist(index)
+            if found != []:
+                self.found = [*self.found, index] if found is None else found
+                self._report(f"skipped ({len(self.found)} of at most {self.limit}): {self.reasons[index]}")
 
     def check(self) -> None:
-        """Raises GwsssError naming them when there are more than the limit."""
-        if len(self.reasons) > self.limit:
-            names = ", ".join(self._split.records[index].id for index in self.reasons)
+        """Raises GwsssError naming them when there are more than the limit, in the process that met the last one."""
+        if len(self.found) > self.limit:
+            names = ", ".join(self._split.records[index].id for index in self.found)
             raise GwsssError(
-                f"{len(self.reasons)} images cannot be read, more than data.bad_image_limit = {self.limit}: {names}; "
+                f"{len(self.found)} images cannot be read, more than data.bad_image_limit = {self.limit}: {names}; "
                 f"{next(iter(self.reasons.values()))}"
             )
 

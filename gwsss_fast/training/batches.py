@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -106,10 +107,11 @@ def shuffled(count: int, size: int, seed: int, epoch: int) -> list[list[int]]:
     return [order[start : start + size].tolist() for start in range(0, len(order) - size + 1, size)]
 
 
-def watch_bad_images(run: Run, split: Split) -> BadImages | None:
+def watch_bad_images(run: Run, split: Split, stage: str) -> BadImages | None:
     """The tally of unreadable images where they are to be skipped, None where they stop the training.
 
-    Their names go to the terminal, from whatever process, and into logs/bad_images.txt.
+    The limit is one of all processes together. The names go to the terminal, from whatever process, and into
+    logs/bad_images.txt.
     """
     if run.config.data.on_bad_image != "skip":
         return None
@@ -124,7 +126,8 @@ def watch_bad_images(run: Run, split: Split) -> BadImages | None:
         with path.open("a", encoding="utf-8") as file:
             file.write(f"{text}\n")
 
-    return BadImages(split, run.config.data.bad_image_limit, report)
+    enlist = partial(distributed.enlist, f"bad images of {stage}")
+    return BadImages(split, run.config.data.bad_image_limit, report, enlist)
 
 
 def image_cache(split: Split, config: DataConfig) -> ImageCache:

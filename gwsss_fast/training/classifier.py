@@ -60,7 +60,7 @@ def train_classifier(run: Run, resume: bool = False) -> str:
         trainer.record["initialised_from"] = {"classifier": source}
         if online is not None:
             online.restore(content.get("online_maps", {}))
-    bad = watch_bad_images(run, split)
+    bad = watch_bad_images(run, split, "classifier")
     cache = image_cache(split, config.data)
     dataset = GroupDataset(split, sampler, transform, config.seed, cache, bad.limit if bad else None)
 

@@ -48,7 +48,7 @@ def train_segmenter(run: Run, split: Split, resume: bool = False) -> str:
     if not resume:
         run.discard("segmenter")
     transform = SegmenterTransform(options.crop, options.scales, options.flip, options.color_jitter)
-    bad = watch_bad_images(run, split)
+    bad = watch_bad_images(run, split, "segmenter")
     cache = image_cache(split, config.data)
     dataset = SegmentationDataset(split, transform, config.seed, masks, cache, bad.limit if bad else None)
 

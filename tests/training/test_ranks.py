@@ -17,9 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gwsss_fast import distributed, train
 from gwsss_fast.data.embedded import build_embedded
+from gwsss_fast.errors import GwsssError
 from gwsss_fast.models.base import Backbone
 from gwsss_fast.models.synced_batch_norm import synchronise_batch_norm
 from gwsss_fast.training import loop
+from gwsss_fast.training.batches import watch_bad_images
 from gwsss_fast.training.checkpoints import load_checkpoint
 from gwsss_fast.training.classifier import train_classifier
 from gwsss_fast.training.segmenter import train_segmenter
@@ -102,6 +104,35 @@ def test_parts_of_unequal_shares_have_the_same_losses(ten: Path, tmp_path: Path)
         launch_function(count, both_stages, (ten, tmp_path / name, text), tmp_path / f"logs-{name}")
     for stage in ("classifier", "segmenter"):
         assert losses(tmp_path / "parts", stage) == pytest.approx(losses(tmp_path / "whole", stage), abs=1e-5), stage
+
+
+def meet_bad_images(data: Path, folder: Path) -> None:
+    """Process r meets images r and r + 2, both meet image 5: five in all, in each of two trainings."""
+    for stage, limit in (("classifier", 5), ("segmenter", 4)):
+        run = make_run(folder, data, f"data: {{on_bad_image: skip, bad_image_limit: {limit}}}")
+        tally = watch_bad_images(run, run.data.training, stage)
+        assert tally is not None
+        problem = ""
+        for index in (5, distributed.rank(), distributed.rank() + 2):
+            tally.note({"replaced": torch.tensor([index, -1])})
+            try:
+                tally.check()
+            except GwsssError as error:
+                problem = str(error)
+            distributed.wait()
+        problems = sorted(distributed.gather(problem))
+        assert max(distributed.gather(len(tally.found))) == 5
+        assert problems[0] == ""  # one speaks for all
+        assert problems[1].startswith("5 images cannot be read, more than data.bad_image_limit = 4: image_005, ") == (
+            limit == 4
+        )
+
+
+def test_bad_images_are_counted_over_all_processes(ten: Path, tmp_path: Path) -> None:
+    launch_function(2, meet_bad_images, (ten, tmp_path / "run"), tmp_path / "logs")
+    told = (tmp_path / "run/logs/bad_images.txt").read_text()
+    for limit in (4, 5):
+        assert [told.count(f"({number} of at most {limit})") for number in range(1, 7)] == [1, 1, 1, 1, 1, 0]
 
 
 def batch_norm(kind: type[nn.Module], shape: tuple[int, ...], cuts: tuple[int, ...], joined: bool) -> None:
