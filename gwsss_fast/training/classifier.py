@@ -151,6 +151,7 @@ def make_trainer(run: Run, model: GroupClassifier, record: dict[str, Any]) -> Tr
         best="loss_final" if cast(GroupGNN, model.gnn).steps else "loss_initial",
         images=lambda share: image_ids(run.data.training, share.items["indices"]),
         console=run.console,
+        seed=config.seed,
     )
 
 

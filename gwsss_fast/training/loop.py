@@ -19,13 +19,14 @@ from gwsss_fast import distributed
 from gwsss_fast.config import TrainingConfig
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.GroupGNN import GroupGNN
+from gwsss_fast.models.keyed_dropout import key_dropout, set_keys
 from gwsss_fast.models.precision import autocast
 from gwsss_fast.models.synced_batch_norm import set_idle, synchronise_batch_norm
 from gwsss_fast.training.checkpoint_folder import remove_unfinished
 from gwsss_fast.training.checkpoints import restore_random_states
 from gwsss_fast.training.guards import Skips, Statistics
 from gwsss_fast.training.logs import Reporter, TrainingLog, say
-from gwsss_fast.training.parts import Part, Share, split
+from gwsss_fast.training.parts import Part, Share, keys_of_rows, split
 from gwsss_fast.training.profiling import Profile
 from gwsss_fast.training.saving import Means, resume, save
 from gwsss_fast.training.schedules import Schedule
@@ -45,7 +46,8 @@ class Trainer:
     name: of the stage, for messages and log files. total, epoch_steps: optimiser steps in all and per epoch. schedule:
     factor on each parameter group's first learning rate. record: what the checkpoint says besides (config, classes,
     initialised_from). state: gives further content that changes while training; all processes call it. best: the
-    number of the log whose mean over an epoch decides which is the best. images: the names of what a share holds.
+    number of the log whose mean over an epoch decides which is the best. images: the names of what a share holds. seed:
+    of ordinary dropout.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Trainer:
     best: str = "loss"
     images: Callable[[Share], list[str]] = lambda share: []
     console: Console | None = None
+    seed: int = 0
     step: int = 0
 
     def __post_init__(self) -> None:
@@ -73,6 +76,7 @@ class Trainer:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.parts = self.options.accumulate
         self.skips = Skips(self.name, self.options.nonfinite_limit)
+        self.dropout = key_dropout(self.model)
         self.network: nn.Module = self.model  # what the loss calls: compiled, and joined to the other processes
         self.best_mean = math.inf
         self.row, self.epoch = Means(), Means()  # what the next row of the log and the epoch hold so far
@@ -120,7 +124,7 @@ class Trainer:
         iterator = iter(batches(self.step))
         if self.random is not None:  # last, since building things may have drawn numbers
             restore_random_states(self.random)
-        elif distributed.rank() > 0:  # each process drops other units
+        elif distributed.rank() > 0:  # whatever a network draws by itself differs from process to process
             torch.manual_seed(torch.initial_seed() + distributed.rank())
         every, statistics = max(self.total // ROWS, 1), Statistics(self.model)
         profile = Profile(
@@ -208,6 +212,8 @@ class Trainer:
         if distributed.size() > 1:
             set_idle(self.model, share.idle)
         for number, part in enumerate(parts, 1):
+            if self.dropout:
+                set_keys(self.dropout, keys_of_rows(part.rows.tolist(), self.seed, self.step))
             joined = isinstance(self.network, DistributedDataParallel) and number < len(parts)
             with self.network.no_sync() if joined else nullcontext():  # type: ignore[operator]
                 with autocast(self.device, self.precision), profile.phase("loss"):

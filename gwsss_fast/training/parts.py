@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gwsss_fast import distributed
+
+_DROPS = 4  # keeps the keys of ordinary dropout apart from other streams of the seed
 
 
 @dataclass(frozen=True)
@@ -63,3 +66,9 @@ def split(share: Share, parts: int, device: torch.device) -> list[Part]:
 def of_share(batch: Sequence[int]) -> list[int]:
     """The entries of a batch, such as positions in a data set, that this process loads."""
     return [batch[row] for row in own_rows(len(batch))[0]]
+
+
+def keys_of_rows(rows: Sequence[int], seed: int, step: int) -> Tensor:
+    """What ordinary dropout goes by, (n,) int64: the same for a row of a batch, whichever process and part has it."""
+    words = [np.random.SeedSequence([seed, _DROPS, step, row]).generate_state(1, np.uint64)[0] for row in rows]
+    return torch.tensor([int(word >> np.uint64(1)) for word in words])

@@ -87,7 +87,7 @@ def _restore(trainer: Trainer, content: dict[str, Any]) -> None:
     else:
         trainer.tell(
             f"{trainer.name}: goes on with {distributed.size()} processes where {len(states)} began; up to rounding "
-            "the results are those of an unbroken training, unless the network has ordinary dropout"
+            "the results are those of an unbroken training, unless the network draws numbers other than dropout's"
         )
 
 

@@ -172,6 +172,7 @@ def make_trainer(run: Run, model: DeepLabV2, split: Split, record: dict[str, Any
         record=record,
         images=lambda share: image_ids(split, share.items["index"]),
         console=run.console,
+        seed=config.seed,
     )
 
 

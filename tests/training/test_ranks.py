@@ -42,7 +42,7 @@ max_steps: 20
 
 
 class Normed(Backbone):
-    """A backbone whose batch norm is trained."""
+    """A backbone whose batch norm is trained, and which drops units and channels."""
 
     out_channels = 32
     stride = 8
@@ -50,7 +50,8 @@ class Normed(Backbone):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(3, 16, 5, 4, 2), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.BatchNorm2d(32)
+            *(nn.Conv2d(3, 16, 5, 4, 2), nn.BatchNorm2d(16), nn.ReLU(), nn.Dropout(0.3)),
+            *(nn.Conv2d(16, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.Dropout2d(0.2)),
         )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -61,8 +62,16 @@ def normed(**options: Any) -> Normed:
     return Normed()
 
 
+def dropping(**options: Any) -> Normed:
+    """The same without batch norm."""
+    backbone = Normed()
+    backbone.layers = nn.Sequential(*(x for x in backbone.layers if not isinstance(x, nn.BatchNorm2d)))
+    return backbone
+
+
 # No batch norm, whose statistics depend on the parts.
 IN_PARTS = """
+model: {backbone: "tests.training.test_ranks:dropping", weights: none, steps: 1}
 classifier: {epochs: 2, groups: 3, plain_epochs: 0}
 segmenter: {init: source, weights: none, iterations: 4, batch: 3}
 max_steps: 4
