@@ -83,6 +83,8 @@ def _check_numbers(section: Any, source: str, prefix: str) -> None:
 def _check_together(config: Config, source: str) -> None:
     """What a value asks of others."""
     options = config.classifier
+    if config.data.decode == "device" and config.data.cache_dir is not None:
+        raise GwsssError(f"{source}: data.decode device keeps no decoded images; leave out data.cache_dir")
     if min(options.loss_weights) < 0 or max(options.loss_weights) == 0:
         raise GwsssError(
             f"{source}: classifier.loss_weights = {list(options.loss_weights)} must not be negative and not all 0"

@@ -36,6 +36,9 @@ class DataConfig:
     """Folder of saliency maps (grey PNGs named as the images)."""
     workers: Annotated[int, _alias(aliases=["--workers"])] = 2
     """Loader processes; results do not depend on it."""
+    decode: Literal["workers", "device"] = "workers"
+    """Who decodes and augments training images: the loader processes, or the device that trains, from the JPEG files
+    that they read (by nvJPEG on a GPU). The draws are the same, pixels differ by grey levels; nothing is cached."""
     cache_mb: int = 512
     """Keep the decoded training images in memory when all of them fit into so many megabytes."""
     cache_dir: str | None = None

@@ -103,7 +103,7 @@ def _load(path: str | Path, kind: str) -> Image.Image:
         try:
             image.load()
         except Exception as error:
-            raise _unreadable(path, kind, error) from error
+            raise unreadable(path, kind, error) from error
         return image
 
 
@@ -114,7 +114,7 @@ def open_image(path: str | Path, kind: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise GwsssError(f"{kind} {path} has too many pixels ({error}); {_MEND_SIZE}") from error
     except Exception as error:  # decoders raise almost anything on broken files
-        raise _unreadable(path, kind, error) from error
+        raise unreadable(path, kind, error) from error
     if image.width * image.height > _limit:
         image.close()
         raise GwsssError(
@@ -127,7 +127,8 @@ def open_image(path: str | Path, kind: str) -> Image.Image:
 _MEND_SIZE = "make it smaller, take it off the list, or raise max_megapixels"
 
 
-def _unreadable(path: str | Path, kind: str, error: Exception) -> GwsssError:
+def unreadable(path: str | Path, kind: str, error: Exception) -> GwsssError:
+    """What to raise when a file cannot be opened or decoded."""
     if isinstance(error, FileNotFoundError):
         return GwsssError(f"{kind} {path} does not exist")
     return GwsssError(f"{kind} {path} cannot be decoded ({error}); replace the file or take it off the list")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from gwsss_fast.data.encoded import UNMADE
 from gwsss_fast.data.images import pixel_limit, set_pixel_limit
 from gwsss_fast.errors import GwsssError
 
@@ -114,7 +115,14 @@ def _abandon(batches: Iterator[Any]) -> None:
 
 
 def _collate(items: list[Any]) -> Any:
-    return next((item for item in items if isinstance(item, GwsssError)), None) or default_collate(items)
+    """A batch of items, of Unmade ones a list; the error among them."""
+    error = next((item for item in items if isinstance(item, GwsssError)), None)
+    if error is not None:
+        return error
+    if not isinstance(items[0], dict) or UNMADE not in items[0]:
+        return default_collate(items)
+    others = [{name: value for name, value in item.items() if name != UNMADE} for item in items]
+    return {UNMADE: [item[UNMADE] for item in items], **default_collate(others)}
 
 
 def _start_worker(pixels: int, worker: int) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,11 +19,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gwsss_fast.data.bad_images import AS_DRAWN, REPLACED, substitutes
+from gwsss_fast.data.encoded import UNMADE, Encoded, EncodedFiles, Unmade
 from gwsss_fast.data.image_cache import ImageCache
 from gwsss_fast.data.images import ImageFolder, read_mask
 from gwsss_fast.data.records import Split
 from gwsss_fast.data.samplers import GroupSampler, PhasedSampler
-from gwsss_fast.data.transforms import seeded
+from gwsss_fast.data.transforms import SegmenterTransform, seeded
 from gwsss_fast.errors import GwsssError
 
 _GROUP, _SEGMENTATION, _SUBSTITUTE = 0, 2, 3  # keeps the random streams of the data sets apart
@@ -37,6 +39,8 @@ class GroupDataset(Dataset[dict[str, Tensor]]):
 
     An image that cannot be read is a GwsssError, unless `bad_limit` says how many may be: then another one, not yet
     in the group, takes its place, drawn by (seed, epoch, position) alone.
+
+    With EncodedFiles as its `cache` it has Unmade images, under UNMADE, for DeviceImages to complete.
     """
 
     def __init__(
@@ -45,12 +49,12 @@ class GroupDataset(Dataset[dict[str, Tensor]]):
         sampler: GroupSampler | PhasedSampler,
         transform: Callable[[Image.Image], Tensor],
         seed: int = 0,
-        cache: ImageCache | None = None,
+        cache: ImageCache | EncodedFiles | None = None,
         bad_limit: int | None = None,
     ) -> None:
         if len(sampler) != len(split):
             raise GwsssError(f"the sampler was made for {len(sampler)} images, but {split.name} has {len(split)}")
-        self._split, self._sampler, self._transform, self._seed = split, sampler, transform, seed
+        self._split, self._sampler, self.transform, self._seed = split, sampler, transform, seed
         self._cache, self._bad_limit = cache or ImageCache(), bad_limit
         self._labels = torch.from_numpy(split.labels).float()
         # Shared memory, so that living workers see the groups of a new epoch.
@@ -82,21 +86,34 @@ class GroupDataset(Dataset[dict[str, Tensor]]):
             self._ahead = epoch, pool.submit(self._sampler.epoch, epoch)
             pool.shutdown(wait=False)  # the thread ends with its work
 
-    def __getitem__(self, position: int) -> dict[str, Tensor]:
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        return self._item(position, self._cache)
+
+    def decoded(self, position: int) -> dict[str, Tensor]:
+        """The item with its images decoded and transformed here."""
+        return self._item(position, ImageCache())
+
+    def _item(self, position: int, source: ImageCache | EncodedFiles) -> dict[str, Any]:
+        def read(index: int) -> Image.Image | Encoded:
+            return source.read(self._split.records[index])
+
         indices = self._groups[position].clone()
         images, replaced = [], torch.full_like(indices, AS_DRAWN)
         for place, index in enumerate(indices.tolist()):
             key = (self._seed, _SUBSTITUTE, int(self._epoch), position, place)
-            used, image = _readable(self._split, self._read, index, set(indices.tolist()), key, self._bad_limit)
+            used, image = _readable(self._split, read, index, set(indices.tolist()), key, self._bad_limit)
             images.append(image)
             if used != index:
                 indices[place], replaced[place] = used, index
+        encoded = [image for image in images if isinstance(image, Encoded)]
+        made: dict[str, Any]
         with seeded(self._seed, _GROUP, int(self._epoch), position):
-            pixels = torch.stack([self._transform(image) for image in images])
-        return {"images": pixels, "labels": self._labels[indices], "indices": indices, REPLACED: replaced}
-
-    def _read(self, index: int) -> Image.Image:
-        return self._cache.read(self._split.records[index])
+            if encoded:
+                drawn = [self.transform.draw(image.size) for image in encoded]  # type: ignore[attr-defined]
+                made = {UNMADE: Unmade(position, encoded, drawn, group=True)}
+            else:
+                made = {"images": torch.stack([self.transform(image) for image in images])}  # type: ignore[arg-type]
+        return {**made, "labels": self._labels[indices], "indices": indices, REPLACED: replaced}
 
 
 class SegmentationDataset(Dataset[dict[str, Tensor]]):
@@ -105,19 +122,19 @@ class SegmentationDataset(Dataset[dict[str, Tensor]]):
 
     `mask_paths` are the masks to learn from: a folder of ID.png, a mapping from id to file, None for the split's own.
     Raises GwsssError when one is missing; when reading, if one holds illegal values or another size than its image.
-    `bad_limit`: as in GroupDataset, for an image or mask that cannot be used.
+    `bad_limit`: as in GroupDataset, for an image or mask that cannot be used. `cache`: as there, too.
     """
 
     def __init__(
         self,
         split: Split,
-        transform: Callable[[Image.Image, np.ndarray], tuple[Tensor, Tensor]],
+        transform: SegmenterTransform,
         seed: int = 0,
         mask_paths: Mapping[str, str | Path] | str | Path | None = None,
-        cache: ImageCache | None = None,
+        cache: ImageCache | EncodedFiles | None = None,
         bad_limit: int | None = None,
     ) -> None:
-        self._split, self._transform, self._seed = split, transform, seed
+        self._split, self.transform, self._seed = split, transform, seed
         self._masks = _find_masks(split, mask_paths)
         self._cache, self._bad_limit = cache or ImageCache(), bad_limit
         self._epoch = _shared_number()
@@ -132,23 +149,37 @@ class SegmentationDataset(Dataset[dict[str, Tensor]]):
     def prepare_epoch(self, epoch: int) -> None:
         """Nothing is drawn ahead."""
 
-    def __getitem__(self, position: int) -> dict[str, Tensor]:
-        key = (self._seed, _SUBSTITUTE, int(self._epoch), position)
-        index, (image, mask) = _readable(self._split, self._read, position, {position}, key, self._bad_limit)
-        with seeded(self._seed, _SEGMENTATION, int(self._epoch), position):
-            pixels, target = self._transform(image, mask)
-        replaced = torch.tensor(AS_DRAWN if index == position else position)
-        return {"image": pixels, "mask": target, "index": torch.tensor(index), REPLACED: replaced}
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        return self._item(position, self._cache)
 
-    def _read(self, index: int) -> tuple[Image.Image, np.ndarray]:
+    def decoded(self, position: int) -> dict[str, Tensor]:
+        """The item with its image decoded and transformed here."""
+        return self._item(position, ImageCache())
+
+    def _item(self, position: int, source: ImageCache | EncodedFiles) -> dict[str, Any]:
+        key = (self._seed, _SUBSTITUTE, int(self._epoch), position)
+        read = partial(self._read, source)
+        index, (image, mask) = _readable(self._split, read, position, {position}, key, self._bad_limit)
+        made: dict[str, Any]
+        with seeded(self._seed, _SEGMENTATION, int(self._epoch), position):
+            if isinstance(image, Encoded):
+                drawn = self.transform.draw(image.size)
+                made = {UNMADE: Unmade(position, [image], [drawn], group=False)}
+                made["mask"] = self.transform.cut_mask(mask, drawn)
+            else:
+                made = dict(zip(("image", "mask"), self.transform(image, mask), strict=True))
+        replaced = torch.tensor(AS_DRAWN if index == position else position)
+        return {**made, "index": torch.tensor(index), REPLACED: replaced}
+
+    def _read(self, source: ImageCache | EncodedFiles, index: int) -> tuple[Image.Image | Encoded, np.ndarray]:
         record, path = self._split.records[index], self._masks[index]
-        image = self._cache.read(record)
+        image = source.read(record)
         with record.located():
             mask = read_mask(path, len(self._split.classes))
             if mask.shape != image.size[::-1]:
                 raise GwsssError(
                     f"mask {path} has {mask.shape[1]}x{mask.shape[0]} pixels, but its image {record.image} has "
-                    f"{image.width}x{image.height}"
+                    f"{image.size[0]}x{image.size[1]}"
                 )
         return image, mask
 

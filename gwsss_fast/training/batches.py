@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from gwsss_fast import distributed
 from gwsss_fast.config import DataConfig
 from gwsss_fast.data.bad_images import BadImages
 from gwsss_fast.data.dataset import Split
+from gwsss_fast.data.encoded import EncodedFiles
 from gwsss_fast.data.image_cache import DiskCache, ImageCache
 from gwsss_fast.data.images import read_size
 from gwsss_fast.data.loading import checked, make_loader
@@ -59,12 +60,14 @@ def epochs_of_batches(
     workers: int,
     pin: bool,
     bad_images: BadImages | None = None,
+    finish: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> Iterator[Share]:
     """This process's share of the batches from step `start` on, without end: epochs, each `epoch_steps` long.
 
     batches(epoch): the positions of each batch of that epoch. Worker processes live as long as the iterator, and the
-    next epoch is prepared while one runs. Raises the GwsssError of an item that cannot be read, of a worker process
-    that dies, of an epoch without a batch, and of `bad_images` past their limit.
+    next epoch is prepared while one runs. finish: what is left to do to the batches that they load. Raises the
+    GwsssError of an item that cannot be read, of a worker process that dies, of an epoch without a batch, and of
+    `bad_images` past their limit.
     """
     positions = _Positions()
     loader = make_loader(
@@ -80,6 +83,8 @@ def epochs_of_batches(
         for number, (batch, items) in enumerate(zip(whole, checked(loader), strict=True)):
             if number == 0:
                 dataset.prepare_epoch(epoch + 1)
+            if finish is not None:
+                items = finish(items)
             if bad_images is not None:
                 bad_images.note(items)
                 bad_images.check()
@@ -130,11 +135,14 @@ def watch_bad_images(run: Run, split: Split, stage: str) -> BadImages | None:
     return BadImages(split, run.config.data.bad_image_limit, report, enlist)
 
 
-def image_cache(split: Split, config: DataConfig) -> ImageCache:
+def image_cache(split: Split, config: DataConfig) -> ImageCache | EncodedFiles:
     """In a folder when one is named; else in memory, filled with the split's images when all of them fit; else empty.
 
-    Raises GwsssError for an image that cannot be read, unless those are skipped.
+    None where images are decoded on the device: files stay as they are. Raises GwsssError for an image that cannot be
+    read, unless those are skipped.
     """
+    if config.decode == "device":
+        return EncodedFiles()
     if not len(split) or not config.cache_mb:
         return ImageCache()
     if config.cache_dir is not None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gwsss_fast.config import ClassifierConfig
+from gwsss_fast.data.encoded import DeviceImages
 from gwsss_fast.data.samplers import GroupSampler, PhasedSampler
 from gwsss_fast.data.torch_datasets import GroupDataset
 from gwsss_fast.data.transforms import ClassifierTransform
@@ -63,11 +64,12 @@ def train_classifier(run: Run, resume: bool = False) -> str:
     bad = watch_bad_images(run, split, "classifier")
     cache = image_cache(split, config.data)
     dataset = GroupDataset(split, sampler, transform, config.seed, cache, bad.limit if bad else None)
+    finish = DeviceImages(dataset, run.device) if config.data.decode == "device" else None
 
     def batches(start: int) -> Iterator[Share]:
         groups = consecutive(len(dataset), options.groups)
         pin, workers = run.device.type == "cuda", config.data.workers
-        return epochs_of_batches(dataset, lambda epoch: groups, start, trainer.epoch_steps, workers, pin, bad)
+        return epochs_of_batches(dataset, lambda epoch: groups, start, trainer.epoch_steps, workers, pin, bad, finish)
 
     measure = torch.compile(group_loss, fullgraph=True) if config.training.compile else group_loss
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gwsss_fast import distributed
 from gwsss_fast.config import Config
 from gwsss_fast.data.dataset import Split
+from gwsss_fast.data.encoded import DeviceImages
 from gwsss_fast.data.torch_datasets import SegmentationDataset
 from gwsss_fast.data.transforms import SegmenterTransform
 from gwsss_fast.errors import GwsssError
@@ -51,13 +52,15 @@ def train_segmenter(run: Run, split: Split, resume: bool = False) -> str:
     bad = watch_bad_images(run, split, "segmenter")
     cache = image_cache(split, config.data)
     dataset = SegmentationDataset(split, transform, config.seed, masks, cache, bad.limit if bad else None)
+    finish = DeviceImages(dataset, run.device) if config.data.decode == "device" else None
 
     def batches(start: int) -> Iterator[Share]:
         def order(epoch: int) -> list[list[int]]:
             return shuffled(len(dataset), options.batch, config.seed, epoch)
 
         pin = run.device.type == "cuda"
-        return epochs_of_batches(dataset, order, start, trainer.epoch_steps, config.data.workers, pin, bad)
+        workers = config.data.workers
+        return epochs_of_batches(dataset, order, start, trainer.epoch_steps, workers, pin, bad, finish)
 
     resize: Literal["target", "logits"] = "target" if options.loss_resolution == "features" else "logits"
     measure = torch.compile(segmentation_loss, fullgraph=True) if config.training.compile else segmentation_loss

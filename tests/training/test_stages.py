@@ -70,13 +70,14 @@ def interrupting(function: Callable[..., Any], call: int) -> Callable[..., Any]:
     return wrapped
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("workers", "decode"), [(0, "workers"), (1, "workers"), (1, "device")])
 def test_the_classifier_resumes_exactly(
-    workers: int, shared_voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workers: int, decode: str, shared_voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = make_run(tmp_path / "whole", shared_voc)
+    text = f"data: {{decode: {decode}}}"
+    whole = make_run(tmp_path / "whole", shared_voc, text)
     train_classifier(whole)
-    broken = make_run(tmp_path / "broken", shared_voc, workers=workers)
+    broken = make_run(tmp_path / "broken", shared_voc, text, workers=workers)
     with monkeypatch.context() as patch:
         # Three numbers of the log are losses of their own: call 21 comes in step 6, the second of epoch 2.
         patch.setattr(classifier, "group_loss", interrupting(classifier.group_loss, 21))
@@ -96,8 +97,11 @@ def with_pseudo_labels(run: Run) -> Run:
     return run
 
 
-def test_the_segmenter_resumes_exactly(shared_voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "segmenter: {init: source}"
+@pytest.mark.parametrize("decode", ["workers", "device"])
+def test_the_segmenter_resumes_exactly(
+    decode: str, shared_voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"{{segmenter: {{init: source}}, data: {{decode: {decode}}}}}"
     whole = with_pseudo_labels(make_run(tmp_path / "whole", shared_voc, text))
     train_segmenter(whole, whole.data.training)
     broken = with_pseudo_labels(make_run(tmp_path / "broken", shared_voc, text))
