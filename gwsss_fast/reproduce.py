@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,10 +29,11 @@ from gwsss_fast.report.tables import MEASURES, TABLES, Row, Table
 from gwsss_fast.training.estimates import estimate, measure_rates
 from gwsss_fast.training.forks import fork_run
 from gwsss_fast.training.runs import open_data
-from gwsss_fast.training.signals import Terminated
+from gwsss_fast.training.signals import Terminated, terminating
 
 QUICK, PAPER = "quick", "paper"
 WIDTH = 200  # letters of the table where there is no terminal
+CLOSED = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []  # what a terminal sends that is closed
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,38 @@ class Plan:
         """A job at the end of a chain, once."""
         if job not in self.chains[chain]:
             self.chains[chain].append(job)
+
+
+class Processes:
+    """Commands in processes of their own, which are stopped together.
+
+    Each is a session of its own: Ctrl-C in a terminal then comes to this process alone, and each command gets one
+    signal, after which it saves what it has; a second one would act at once.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._stopped = threading.Lock(), False
+        self._running: set[subprocess.Popen[bytes]] = set()
+
+    def run(self, command: Sequence[str]) -> int:
+        """Run a command to its end; its exit status. Raises KeyboardInterrupt after `stop`."""
+        with self._lock:
+            if self._stopped:
+                raise KeyboardInterrupt
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, start_new_session=True)
+            self._running.add(process)
+        try:
+            return process.wait()
+        finally:
+            with self._lock:
+                self._running.discard(process)
+
+    def stop(self) -> None:
+        """SIGTERM to all that run; no other one starts."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.terminate()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -199,9 +233,9 @@ def add_jobs(plan: Plan, row: Row, measure: str, seed: int, layout: str, options
 
 
 def row_config(row: Row, layout: str, config: Config, seed: int) -> Config:
-    """The configuration of a row: the user's, with what its preset, and that of the row it shares, changes."""
+    """The configuration of a row: the user's, with what the full model's preset and then its own change."""
     quick, made = load_config(QUICK, config.model.backbone), config
-    for preset in dict.fromkeys([*([f"ablation/{row.shares}"] if row.shares else []), row.preset]):
+    for preset in dict.fromkeys([f"ablation/{tables.FULL}", row.preset]):
         made = tables.configure(made, load_config(preset, config.model.backbone), quick)
     for key, value in row.published if layout != "embedded" else ():
         made = tables.with_field(made, key, value)
@@ -220,38 +254,48 @@ def option_words(base: Config, config: Config) -> list[str]:
 
 
 def run_plan(plan: Plan, jobs: int) -> list[str]:
-    """Run all commands that are not done; the words of those that failed. Later ones of a failed chain are left out."""
+    """Run all commands that are not done; the words of those that failed. Later ones of a failed chain are left out.
+
+    A signal stops all of them; raises KeyboardInterrupt when they have ended.
+    """
     chains = list(plan.chains.values())
     if jobs == 1:
-        return [words for words in (run_chain(chain, False) for chain in chains) if words]
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(run_chain, chain, True) for chain in chains]
+        with terminating():
+            return [words for words in (run_chain(chain, None) for chain in chains) if words]
+    processes = Processes()
+    with terminating(*CLOSED), ThreadPoolExecutor(jobs) as pool:
         try:
+            futures = [pool.submit(run_chain, chain, processes) for chain in chains]
             return [words for words in (future.result() for future in futures) if words]
         except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
+            processes.stop()
+            try:
+                pool.shutdown(cancel_futures=True)
+            except KeyboardInterrupt:
+                processes.stop()  # the second signal acts at once there too
             raise
 
 
-def run_chain(chain: Sequence[Job], own_process: bool) -> str:
+def run_chain(chain: Sequence[Job], processes: Processes | None) -> str:
     """Run commands one after the other until one fails; its words. Raises KeyboardInterrupt when stopped."""
     for job in chain:
         if job.fork is not None and not (job.folder / "config.yaml").is_file():
             fork_run(cli.open_run(job.fork, cli.stored_config(job.fork)), job.folder)
-        status = run_job(job, own_process)
-        if status in (cli.INTERRUPTED, cli.TERMINATED, -signal.SIGINT, -signal.SIGTERM):
+        status = run_job(job, processes)
+        if status in (cli.TERMINATED, -signal.SIGTERM):
+            raise Terminated
+        if status in (cli.INTERRUPTED, -signal.SIGINT):
             raise KeyboardInterrupt
         if status:
             return command_line(job)
     return ""
 
 
-def run_job(job: Job, own_process: bool) -> int:
+def run_job(job: Job, processes: Processes | None) -> int:
     """Run one command; its exit status. What it prints goes to stderr, since the table alone is this command's."""
     print(f"$ {command_line(job)}", file=sys.stderr, flush=True)
-    if own_process:
-        module = [sys.executable, "-m", f"gwsss_fast.{job.verb}"]
-        return subprocess.run([*module, *job.arguments], stdout=2, check=False).returncode
+    if processes is not None:
+        return processes.run([sys.executable, "-m", f"gwsss_fast.{job.verb}", *job.arguments])
     command: Callable[[list[str]], int] = (localize if job.verb == "localize" else train).main
     with contextlib.redirect_stdout(sys.stderr):
         return command(job.arguments)
@@ -274,10 +318,12 @@ def show(plan: Plan, config: Config) -> None:
     rates = measure_rates(trained[0].config, lambda words: run_job_quietly(words, trained[0]))
     total = 0.0
     for job in plan.jobs:
-        seconds = 0.0
         if job.verb == "train":
             skipped = ("classifier", "cam") if job.fork else ()
             seconds = estimate(job.config, counts, rates, job.stage, skipped)
+        else:  # maps of val at one scale and mirrored, by their pixels
+            own = job.config.cam
+            seconds = counts[2] * rates.cam * 2 / ((1 + own.flip) * sum(scale**2 for scale in own.scales))
         total += seconds
         print(f"{command_line(job)}  # {seconds / 60:.1f} min")
     print(
@@ -285,7 +331,7 @@ def show(plan: Plan, config: Config) -> None:
     )
     print(
         f"# time: {total / 60:.0f} min one after the other, from {rates.words}; with the load that "
-        "the machine has now, nothing taken off for what lies in the folder already, `localize` not counted"
+        "the machine has now, nothing taken off for what lies in the folder already; of `localize` the maps alone"
     )
 
 

@@ -1,12 +1,18 @@
 """`reproduce` on a tiny embedded set: two rows, what they share, what is resumed, and what is only listed."""
 
 import csv
+import os
+import signal
+import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gwsss_fast import reproduce
+from gwsss_fast.config import differences
 from gwsss_fast.data import embedded
 from gwsss_fast.labels.interchange import load_maps
 from gwsss_fast.report.tables import TABLES, choose_rows
@@ -88,6 +94,63 @@ def test_a_dry_run_lists_commands_that_train_takes(
     assert (options.config.classifier.group_size, options.resume) == (2, True)
 
 
+def test_the_time_of_localisation_is_that_of_its_maps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rates = estimates.Rates(plain=0, graph=0, cam=600, pseudo=0, segmenter=0, evaluate=0, group_size=4)
+    monkeypatch.setattr(reproduce, "measure_rates", lambda config, trial: rates)
+    words = ["--table", "3", "--seeds", "0", "--output", str(tmp_path), "--cam.scales", "0.5", "1", "--dry-run", "true"]
+    assert reproduce.main(words) == 0
+    printed = capsys.readouterr().out
+    times = [line.rpartition("# ")[2] for line in printed.splitlines() if "gwsss_fast.localize" in line]
+    assert times == ["24.0 min"] * 2  # 3 images at 600 s for 1.25 times the pixels
+    assert "# time: 48 min" in printed
+
+
+ROWS = {  # of Table IV: all that a row changes, on preset quick; on the paper's the losses are 0.7, 0.1 and 0.2
+    "full": {},
+    **{f"k-{k}": {"classifier.group_size": k} for k in (2, 3, 5, 6)},
+    **{f"t-{t}": {"model.steps": t} for t in (2, 4, 5)},
+    "dropout-0.8-0.9": {"model.drop_threshold": 0.9},
+    "dropout-0.8-0.5": {"model.drop_threshold": 0.5},
+    "dropout-0.6-0.7": {"model.drop_rate": 0.6},
+    "dropout-0.4-0.7": {"model.drop_rate": 0.4},
+    "no-dropout": {"model.graph_dropout": False},
+    "no-intermediate": {
+        "classifier.loss_weights": (0.7, 0, 0.2),
+        "pseudo.readout": "graph",
+        "model.graph_gradient": "full",  # which it is in the paper's equations anyway
+    },
+    "no-edge": {"classifier.loss_weights": (0.7, 0.5, 0), "model.edge_supervision": False},
+    "intermediate-only": {"pseudo.readout": "initial"},
+    "graph-only": {"pseudo.readout": "graph"},
+    "random": {"classifier.sampling": "random"},
+    "one-common": {"classifier.sampling": "one-common"},
+}
+
+
+@pytest.mark.parametrize("preset", ["quick", "paper"])
+def test_every_row_of_table_iv_is_the_full_model_but_for_what_it_names(preset: str) -> None:
+    options, base = reproduce.read_arguments(
+        ["--table", "4", "--preset", preset, "--seeds", "0", "--segmenter.lr", "1"]
+    )
+    plan = reproduce.make_plan(TABLES[4], TABLES[4].rows, "voc", options, base)
+    configs = {job.folder.name.removesuffix("-0"): job.config for job in plan.jobs}
+    assert not plan.reasons
+    assert configs.keys() == ROWS.keys()
+    full = configs["full"]
+    assert (full.model.steps, full.classifier.group_size, full.classifier.sampling) == (3, 4, "greedy")
+    assert (full.model.graph_dropout, full.model.drop_rate, full.model.drop_threshold) == (True, 0.8, 0.7)
+    assert (full.segmenter.body, full.segmenter.lr) == ("resnet101", 1)
+    for name, wanted in ROWS.items():
+        found = {key: new for key, (_, new) in differences(full, configs[name]).items()}
+        if preset == "paper" and "classifier.loss_weights" in wanted:
+            first, second, third = wanted["classifier.loss_weights"]
+            wanted = {**wanted, "classifier.loss_weights": (first, second and 0.1, third)}
+            wanted.pop("model.graph_gradient", None)
+        assert found == wanted, name
+
+
 def test_the_first_seed_of_every_row_comes_before_the_second() -> None:
     options, base = reproduce.read_arguments(["--table", "4", "--seeds", "0", "1"])
     rows = choose_rows(TABLES[4], ["graph-only", "random"])
@@ -138,7 +201,7 @@ def test_a_failure_is_told_and_the_other_rows_run(
 ) -> None:
     done: list[str] = []
 
-    def run(job: reproduce.Job, own_process: bool) -> int:
+    def run(job: reproduce.Job, processes: reproduce.Processes | None) -> int:
         done.append(job.folder.name)
         return 2 if job.folder.name == "no-group-0" else 0
 
@@ -146,8 +209,10 @@ def test_a_failure_is_told_and_the_other_rows_run(
     status = reproduce.main(["--table", "5", "--seeds", "0", "--output", str(tmp_path)])
     assert done == ["no-group-0", "no-dropout-0", "full-0"]
     fails(capsys, status, "1 of 3 commands failed", "no-group-0")
-    monkeypatch.setattr(reproduce, "run_job", lambda job, own_process: 130)
+    monkeypatch.setattr(reproduce, "run_job", lambda job, processes: 130)
     assert reproduce.main(["--table", "5", "--seeds", "0", "--output", str(tmp_path)]) == 130
+    monkeypatch.setattr(reproduce, "run_job", lambda job, processes: 143)
+    assert reproduce.main(["--table", "5", "--seeds", "0", "--output", str(tmp_path)]) == 143
     assert "the same command goes on" in capsys.readouterr().err
 
 
@@ -156,14 +221,11 @@ def test_several_trainings_at_a_time_are_processes_of_their_own(
 ) -> None:
     started: list[list[str]] = []
 
-    class Done:
-        returncode = 0
-
-    def start(command: list[str], **_: object) -> Done:
+    def run(self: reproduce.Processes, command: list[str]) -> int:
         started.append(command)
-        return Done()
+        return 0
 
-    monkeypatch.setattr(reproduce.subprocess, "run", start)
+    monkeypatch.setattr(reproduce.Processes, "run", run)
     words = ["--table", "5", "--seeds", "0", "--output", str(tmp_path), "--jobs", "2"]
     assert reproduce.main([*words, "--threads", "1"]) == 0
     assert sorted(Path(command[command.index("--output") + 1]).name for command in started) == [
@@ -173,8 +235,46 @@ def test_several_trainings_at_a_time_are_processes_of_their_own(
     ]
     assert all(command[1:3] == ["-m", "gwsss_fast.train"] for command in started)
     assert all(command[command.index("--threads") + 1] == "1" for command in started)
-    monkeypatch.setattr(Done, "returncode", -2)  # Ctrl-C reaches them too
-    assert reproduce.main(words) == 130
+
+
+LISTENING = """
+import pathlib, signal, sys, time
+log = pathlib.Path(sys.argv[1])
+signal.signal(signal.SIGTERM, lambda *_: log.write_text(log.read_text() + "stopped "))
+log.write_text("started ")
+while "stopped" not in log.read_text():
+    time.sleep(0.01)
+time.sleep(0.3)  # the time that saving takes, in which no second signal may come
+sys.exit(143)
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 143)])
+def test_a_signal_stops_all_trainings_that_run_and_no_other_starts(
+    number: signal.Signals, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trainings are programs that note each signal; the signal comes to this process alone."""
+    run, logs = reproduce.Processes.run, [tmp_path / f"{name}-0.log" for name in ("no-group", "no-dropout", "full")]
+
+    def listening(self: reproduce.Processes, command: list[str]) -> int:
+        name = Path(command[command.index("--output") + 1]).name
+        return run(self, [sys.executable, "-c", LISTENING, str(tmp_path / f"{name}.log")])
+
+    def press() -> None:
+        while not all(path.is_file() and path.read_text() for path in logs[:2]):
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(reproduce.Processes, "run", listening)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells make their background ignore it
+    try:
+        threading.Thread(target=press, daemon=True).start()
+        words = ["--table", "5", "--seeds", "0", "--output", str(tmp_path), "--jobs", "2"]
+        assert reproduce.main(words) == status
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [path.read_text() for path in logs[:2]] == ["started stopped "] * 2
+    assert not logs[2].exists()
 
 
 def test_the_estimate_is_the_rates_times_the_steps() -> None:

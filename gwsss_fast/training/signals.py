@@ -38,8 +38,11 @@ class Stop(threading.Event):
 
 
 @contextmanager
-def terminating() -> Iterator[None]:
-    """SIGTERM raises Terminated, as Ctrl-C raises KeyboardInterrupt, so that what is under way is put in order."""
+def terminating(*more: int) -> Iterator[None]:
+    """SIGTERM raises Terminated, as Ctrl-C raises KeyboardInterrupt, so that what is under way is put in order.
+
+    more: further signals that do, where they are not ignored (as nohup ignores that of a terminal that is closed).
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -47,11 +50,13 @@ def terminating() -> Iterator[None]:
     def stop(number: int, frame: Any) -> None:
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, stop)
+    numbers = (signal.SIGTERM, *(number for number in more if signal.getsignal(number) is not signal.SIG_IGN))
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
