@@ -214,7 +214,8 @@ def find_targets(data: DataSet, split: Split, boxes: str | None) -> tuple[Target
             if found:
                 with record.located():
                     size = read_size(record.image)
-                targets.append(Target(record, size, {label: clipped(rows, size) for label, rows in found.items()}))
+                    within = {label: clipped(rows, size, record.image) for label, rows in found.items()}
+                targets.append(Target(record, size, within))
     if not targets:
         raise GwsssError(
             f"no image of split {split.name} has both labels and true boxes; give a box file with --boxes, or masks"

@@ -229,6 +229,8 @@ def test_cub_gives_its_own_boxes_and_any_folder_a_file_of_them(
     assert "15 of the 16 images" in capsys.readouterr().err
     metrics = stored(tmp_path / "out")
     assert (metrics["images"], metrics["objects"]) == (15, 15)
+    boxes.write_text(f"{files[0]},48,6,60,31\n")  # the images are 48 pixels wide
+    fails(capsys, localize.main([*options, "--output", str(tmp_path / "x")]), Path(files[0]).name, "beside its image")
     assert len(list((tmp_path / "out" / "overlays").iterdir())) == 2
 
 

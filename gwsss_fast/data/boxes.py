@@ -105,8 +105,14 @@ def mask_boxes(mask: NDArray[np.uint8]) -> Boxes:
     return boxes
 
 
-def clipped(boxes: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:
-    """Boxes (m, 4) with their corners within an image of (width, height), as published metadata have them."""
+def clipped(boxes: NDArray[np.float64], size: tuple[int, int], image: Path) -> NDArray[np.float64]:
+    """Boxes (m, 4) with their corners within an image of (width, height), as published metadata have them.
+
+    Raises GwsssError naming the image for a box that lies beside it.
+    """
+    beside = (boxes[:, :2] >= size).any(1)
+    if beside.any():
+        raise GwsssError(f"box {boxes[beside][0].tolist()} lies beside its image {image} of {size[0]}x{size[1]} pixels")
     most = np.array([size[0] - 1, size[1] - 1] * 2, np.float64)
     return np.clip(boxes, 0, most)
 
