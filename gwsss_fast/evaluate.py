@@ -48,6 +48,8 @@ class Arguments:
     """Folder of a run: predict val again and score it."""
     cams: str | None = None
     """Folder of maps to score: a run's, IRN's or SEAM's ID.npy, or OAA's ID_CLASS.png."""
+    cams_list: str | None = None
+    """List whose lines, from 0, OAA's INDEX_CLASS.png count: the one it was trained with."""
     masks: str | None = None
     """Folder of masks to score: pseudo labels or predictions, ID.png."""
     split: Literal["train", "train_aug", "val"] = "train"
@@ -105,6 +107,8 @@ def read_arguments(arguments: Sequence[str]) -> Arguments:
         raise GwsssError("--voc-results needs --run DIR, whose segmenter predicts the test images")
     if (options.cams is None) == (options.masks is None):
         raise GwsssError("gwsss-fast evaluate needs one of --run DIR, --cams DIR and --masks DIR")
+    if options.cams_list is not None and options.cams is None:
+        raise GwsssError("--cams-list says how the maps of --cams DIR are named; give both")
     return options
 
 
@@ -226,7 +230,7 @@ def mask_metrics(confusion: np.ndarray, classes: Sequence[str], policy: str) -> 
 
 def score_maps(split: Split, options: Arguments) -> Table:
     """Threshold sweep of the maps in a folder, and their mIoU after a CRF at the best threshold."""
-    read = distributed.main_first(lambda: open_maps(str(options.cams), split.records))
+    read = distributed.main_first(lambda: open_maps(str(options.cams), split.records, options.cams_list))
     records, sweeps = distributed.share(split.records), Sweeps(len(split.classes))
     with Reporter("maps", len(split), shared=True) as bar:
         for record in records:

@@ -100,7 +100,7 @@ def map_reader(run: Run) -> Callable[[Record], CamSet]:
     """What reads an image's maps, the run's own or another project's. Raises GwsssError when some are missing."""
     split, folder = run.map_split, run.config.pseudo.maps
     if folder is not None:
-        return open_maps(folder, split.records)
+        return open_maps(folder, split.records, run.config.pseudo.maps_list)
     missing = missing_files([run.map_file(record) for record in split.records])
     if missing:
         raise GwsssError(f"maps {missing[0]} do not exist ({len(missing)} of {len(split)}); run stage cam first")

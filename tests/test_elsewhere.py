@@ -80,6 +80,38 @@ def test_a_folder_of_maps_is_scored(
         fails(capsys, evaluate.main(["--data", str(voc), "--cams", str(tmp_path)]), records[0].id, "1 of 4 images")
 
 
+def test_oaas_maps_before_its_last_step_are_named_by_lines_of_its_list(
+    voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """INDEX_CLASS.png at the network's size; its list has an order of its own, and images that are not scored."""
+    folder, listed, maps = tmp_path / "accu_att", tmp_path / "train_cls.txt", true_maps(voc)
+    names = sorted(maps, reverse=True)
+    folder.mkdir()
+    for number, name in enumerate(names):
+        for key, plane in zip(*maps[name], strict=True):
+            small = Image.fromarray((plane * 255).astype(np.uint8)).resize((24, 24), Image.Resampling.BOX)
+            small.save(folder / f"{number}_{key}.png")
+    listed.write_text("".join(f"{name} {' '.join(map(str, maps[name][0]))} \n" for name in names))
+    records = open_dataset(voc).splits["train"].records
+    read = open_maps(folder, records, listed)
+    for record in records:
+        cams = read(record)
+        assert cams.keys.tolist() == maps[record.id][0]
+        found = np.asarray(cams.ensemble[0] > 0.5) == (maps[record.id][1][0] > 0.5)
+        assert found.mean() > 0.95
+    options = ["--data", str(voc), "--cams", str(folder)]
+    assert evaluate.main([*options, "--cams-list", str(listed)]) == 0
+    fails(capsys, evaluate.main(options), "INDEX_CLASS.png", "--cams-list")
+    fails(capsys, evaluate.main(["--data", str(voc), "--masks", "x", "--cams-list", "y"]), "--cams DIR")
+    status = run_train(voc, tmp_path / "run", "--stage", "pseudo", "--pseudo.maps", str(folder))
+    fails(capsys, status, "--pseudo.maps-list")
+    fails(capsys, run_train(voc, tmp_path / "run", "--pseudo.maps-list", str(listed)), "give pseudo.maps too")
+    listed.write_text("".join(f"{name}\n" for name in names[1:] + names[:1]))  # every map is another image's
+    fails(capsys, evaluate.main([*options, "--cams-list", str(listed)]), "has no class", "in its order")
+    listed.write_text("".join(f"{name}\n" for name in names[:3]))
+    fails(capsys, evaluate.main([*options, "--cams-list", str(listed)]), "is of no line of")
+
+
 def test_stage_2_from_maps_of_another_project(voc: Path, tmp_path: Path) -> None:
     (tmp_path / "maps").mkdir()
     write_oaa(tmp_path / "maps", voc)
@@ -88,7 +120,7 @@ def test_stage_2_from_maps_of_another_project(voc: Path, tmp_path: Path) -> None
     found = metrics(tmp_path / "run")
     assert list(found["seconds"]) == ["pseudo", "segmenter", "evaluate", "report"]
     assert found["initialised_from"] == {"segmenter": "random"}
-    names = sorted(true_maps(voc))
+    names = sorted(true_maps(voc))  # the first has no picture
     truth = np.asarray(Image.open(voc / "VOCdevkit/VOC2012/SegmentationClassAug" / f"{names[1]}.png"))
     label = np.asarray(Image.open(tmp_path / "run" / "pseudo" / f"{names[1]}.png"))
     np.testing.assert_array_equal(label, np.where(truth == 255, 0, truth))

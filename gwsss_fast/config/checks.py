@@ -96,3 +96,5 @@ def _check_together(config: Config, source: str) -> None:
             f"{source}: cam.oaa accumulates the maps of whole images, so it needs classifier.mode squash "
             "and classifier.flip False"
         )
+    if config.pseudo.maps_list is not None and config.pseudo.maps is None:
+        raise GwsssError(f"{source}: pseudo.maps_list says how maps from elsewhere are named; give pseudo.maps too")

@@ -17,7 +17,7 @@ def absolute_paths(config: Config) -> Config:
 
     A name that does not exist here may still be one in the data folder (a list, say), so it is left alone too.
     """
-    data, model, segmenter = config.data, config.model, config.segmenter
+    data, model, pseudo, segmenter = config.data, config.model, config.pseudo, config.segmenter
     return replace(
         config,
         data=replace(
@@ -32,7 +32,7 @@ def absolute_paths(config: Config) -> Config:
             cache_dir=data.cache_dir and str(Path(data.cache_dir).expanduser().resolve()),
         ),
         model=replace(model, backbone=_function(model.backbone), weights=_path(model.weights)),
-        pseudo=replace(config.pseudo, maps=_path(config.pseudo.maps, folder=True)),
+        pseudo=replace(pseudo, maps=_path(pseudo.maps, folder=True), maps_list=_path(pseudo.maps_list)),
         segmenter=replace(
             segmenter,
             body=_function(segmenter.body),

@@ -228,6 +228,8 @@ class PseudoConfig:
 
     maps: str | None = None
     """Folder of another project's maps (IRN's or SEAM's ID.npy, OAA's ID_CLASS.png) instead of the run's own."""
+    maps_list: str | None = None
+    """List whose lines, from 0, OAA's INDEX_CLASS.png count: the one it was trained with."""
     readout: Literal["ensemble", "graph", "initial"] = "ensemble"
     """Which maps to use."""
     background: Literal["auto", "saliency", "threshold", "alpha"] = "auto"

@@ -1,7 +1,8 @@
 """Class activation maps in files that other projects read and write.
 
 - A run, IRN and SEAM: `ID.npy`, see `gwsss_fast.data.map_files`.
-- OAA: `ID_CLASS.png`, one grey picture a class, 0..255.
+- OAA: `ID_CLASS.png`, one grey picture a class, 0..255; before its own last step `INDEX_CLASS.png`, small, where INDEX
+  is the number from 0 of the image's line in the list that was trained on.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gwsss_fast.data.images import read_saliency, read_size
+from gwsss_fast.data.lists import read_list
 from gwsss_fast.data.map_files import enlarged, read_map_file, strided
 from gwsss_fast.data.records import Record
 from gwsss_fast.errors import GwsssError
@@ -68,16 +70,21 @@ def save_maps(
         np.save(file, np.array(content, dtype=object), allow_pickle=True)
 
 
-def open_maps(folder: str | Path, records: Sequence[Record]) -> Callable[[Record], CamSet]:
+def open_maps(
+    folder: str | Path, records: Sequence[Record], listed: str | Path | None = None
+) -> Callable[[Record], CamSet]:
     """A reader of the maps in `folder`: `ID.npy` of a run, IRN or SEAM, or OAA's `ID_CLASS.png`.
 
-    OAA writes no picture of a class that it does not find: an image without any has no maps. Its pictures may be of any
-    size. Raises GwsssError when the folder holds no maps of these records, or lacks the `.npy` file of one.
+    listed: the list whose lines OAA's `INDEX_CLASS.png` counts. OAA writes no picture of a class that it does not find:
+    an image without any has no maps. Its pictures may be of any size. Raises GwsssError when the folder holds no maps
+    of these records, lacks the `.npy` file of one, or holds pictures that do not go with the list.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise GwsssError(f"folder of maps {folder} does not exist")
     files = [entry.name for entry in os.scandir(folder)]
+    if listed is not None:
+        return partial(_oaa_of, _by_line(folder, files, Path(listed), records))
     dictionaries = {name.removesuffix(".npy") for name in files if name.endswith(".npy")}
     missing = [record.id for record in records if record.id not in dictionaries]
     if len(missing) < len(records):
@@ -88,8 +95,39 @@ def open_maps(folder: str | Path, records: Sequence[Record]) -> Callable[[Record
     pictures = _pictures(folder, files)
     if not any(record.id in pictures for record in records):
         first = records[0].id if records else "ID"
-        raise GwsssError(f"{folder} holds no maps of these images, neither {first}.npy nor {first}_CLASS.png")
+        hint = ""
+        if pictures and all(name.isdecimal() for name in pictures):
+            hint = (
+                "; for INDEX_CLASS.png, as OAA's training writes them, name the list: --pseudo.maps-list, --cams-list"
+            )
+        raise GwsssError(f"{folder} holds no maps of these images, neither {first}.npy nor {first}_CLASS.png{hint}")
     return partial(_oaa_of, pictures)
+
+
+def _by_line(folder: Path, files: Iterable[str], path: Path, records: Sequence[Record]) -> dict[str, dict[int, Path]]:
+    """ID -> class -> path, of pictures named by the numbers of lines from 0.
+
+    OAA writes pictures of an image's own classes alone, by which the wrong list, or order, is seen.
+    """
+    entries, known = {entry.line - 1: entry for entry in read_list(path)}, {record.id: record for record in records}
+    found = {}
+    for name, planes in _pictures(folder, files).items():
+        entry = entries.get(int(name)) if name.isdecimal() else None
+        example = next(iter(planes.values()))
+        if entry is None:
+            raise GwsssError(f"{example} is of no line of {path}; name the list that OAA was trained with")
+        labels = entry.labels
+        if labels is None and entry.id in known:
+            labels = known[entry.id].labels
+        if labels and not planes.keys() <= set(labels):
+            raise GwsssError(
+                f"{path}, line {entry.line}: image {entry.id} has no class {min(planes.keys() - set(labels))}, but "
+                f"there is a map of it, {example}; name the list that OAA was trained with, in its order"
+            )
+        found[entry.id] = planes
+    if not any(record.id in found for record in records):
+        raise GwsssError(f"{folder} holds no map INDEX_CLASS.png of these images by the lines of {path}")
+    return found
 
 
 def _oaa_of(pictures: dict[str, dict[int, Path]], record: Record) -> CamSet:
