@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib
 import io
 import os
@@ -338,5 +339,9 @@ def _problem(text: str, values: Any) -> str:
     unknown = re.search(r"(?<=Unrecognized options: )--[^\s,=]+", problem)
     if unknown is None:
         return problem
-    near = closest(unknown.group(0), option_names(values))
-    return f"unknown option {unknown.group(0)}{near if 'did you mean' in near else ''}"
+    name, names = unknown.group(0), option_names(values)
+    ends = tuple(f"{joint}{name.lstrip('-')}" for joint in ".-")
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.85)
+    near = near or [option for option in names if option.endswith(ends)]  # --segmenter.lr and others for --lr
+    near = near or difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"unknown option {name}" + (f"; did you mean {' or '.join(map(repr, near[:3]))}?" if near else "")

@@ -70,6 +70,8 @@ def _command(arguments: Sequence[str]) -> None:
         if bare and distributed.is_main():
             remove_if_bare(folder)
         raise
+    if run.complete("segmenter"):
+        run.note(f"to segment other images: python -m gwsss_fast.predict IMAGES --model {run.segmenter_checkpoint}")
     cli.print_summary(run)
 
 

@@ -270,6 +270,8 @@ def test_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
     assert cli.main(["trian"]) == 2
     assert "did you mean 'train'" in capsys.readouterr().err
+    assert cli.main(["export"]) == 2
+    assert "did you mean 'export-model'" in capsys.readouterr().err
     assert cli.main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert "co_attention" in out

@@ -12,8 +12,9 @@ from rich.console import Console
 from gwsss_fast import cli, evaluate, train
 from gwsss_fast.config import load_config
 from gwsss_fast.errors import GwsssError
+from tests.command_line import fails
 
-ASCII = [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
+ASCII = {"PYTHONIOENCODING": "ascii:strict", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 MISTAKES = """
 import sys
 from gwsss_fast import check_data, train
@@ -24,10 +25,9 @@ print("d\\u00e9j\\u00e0")
 """
 
 
-@pytest.mark.parametrize("variables", ASCII)
-def test_a_mistake_is_one_clear_line_on_a_terminal_of_ascii(variables: dict[str, str]) -> None:
+def test_a_mistake_is_one_clear_line_on_a_terminal_of_ascii() -> None:
     ended = subprocess.run(
-        [sys.executable, "-c", MISTAKES], env={**os.environ, **variables}, capture_output=True, text=True
+        [sys.executable, "-c", MISTAKES], env={**os.environ, **ASCII}, capture_output=True, text=True
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.strip() == r"d\xe9j\xe0"
@@ -99,3 +99,15 @@ def test_of_an_option_that_is_given_twice_the_last_one_counts() -> None:
         train.read_arguments(["--preset", "quick", "--preset", "nosuch"])
     assert train.read_arguments([]).preset == "quick"
     assert cli.peek(["--preset"], "--preset") is None
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--lr", "did you mean '--classifier.backbone-lr' or '--classifier.graph-lr' or '--segmenter.lr'?"),
+        ("--epoch", "did you mean '--epochs'?"),
+        ("--nothing-like-it", "unknown option --nothing-like-it (`gwsss-fast train --help`"),
+    ],
+)
+def test_an_unknown_option_has_near_ones(option: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    fails(capsys, train.main([option, "3"]), words)

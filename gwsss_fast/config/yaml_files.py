@@ -26,7 +26,8 @@ _Section = TypeVar("_Section")
 
 def preset_names() -> list[str]:
     """Names of the presets that come with the package, such as `quick` and `ablation/k-2`."""
-    return sorted(path.relative_to(PRESETS).with_suffix("").as_posix() for path in PRESETS.rglob("*.yaml"))
+    names = (path.relative_to(PRESETS).with_suffix("").as_posix() for path in PRESETS.rglob("*.yaml"))
+    return sorted(names, key=lambda name: ("/" in name, name))
 
 
 def load_config(preset: str | Path, backbone: str | None = None) -> Config:
@@ -72,7 +73,8 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
 def closest(name: str, names: list[str]) -> str:
     """`; did you mean X?` for an unknown name, or the list of names when none is near."""
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = [each for each in names if each.startswith(f"{name}-")]  # `export` for `export-model`
+    near = near or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else f"; choose from {', '.join(names)}"
 
 

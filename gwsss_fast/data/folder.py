@@ -15,6 +15,8 @@ from gwsss_fast.errors import GwsssError
 
 EXPECTED = "one sub-folder a class, or a train.csv of `file,class1|class2` lines"
 
+_MARKS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False, "": False}
+
 _NO_CLASSES = ("masks", "saliency")  # sub-folders that hold no images to learn from
 
 
@@ -122,7 +124,7 @@ def _items_in_csv(path: Path, on_fault: OnFault) -> list[_Item]:
     reader = csv.reader(read_lines(path, "CSV file"), skipinitialspace=True)
     items: list[_Item] = []
     seen: dict[Path, str] = {}
-    first = True
+    first, columns = True, tuple[str, ...]()
     try:
         for fields in reader:
             where = f"{path}, line {reader.line_num}"
@@ -132,17 +134,19 @@ def _items_in_csv(path: Path, on_fault: OnFault) -> list[_Item]:
             header = first and _is_header(fields, path.parent)
             first = False
             if header:
+                columns = tuple(name.strip() for name in fields[1:])
                 continue
-            if len(fields) != 2:
-                on_fault(GwsssError(f"{where}: expected `file,class1|class2`, got {len(fields)} columns"))
+            names = _classes_in_line(fields, columns)
+            if isinstance(names, str):
+                on_fault(GwsssError(f"{where}: {names}"))
                 continue
             if not PurePath(fields[0].strip()).name:
                 on_fault(GwsssError(f"{where}: the first column names no file"))
                 continue
             image = path.parent / fields[0].strip()
-            names = tuple(dict.fromkeys(name.strip() for name in fields[1].split("|") if name.strip()))
             if image in seen:
-                on_fault(GwsssError(f"{where}: image {image} is named twice, first in {seen[image]}"))
+                words = f"image {image} is named twice, first in {seen[image]}; write all its classes in one line"
+                on_fault(GwsssError(f"{where}: {words}"))
                 continue
             if not names:
                 on_fault(GwsssError(f"{where}: image {image} has no label; add a class or take the line out"))
@@ -156,6 +160,22 @@ def _items_in_csv(path: Path, on_fault: OnFault) -> list[_Item]:
     if not items:
         raise GwsssError(f"CSV file {path} names no image")
     return items
+
+
+def _classes_in_line(fields: Sequence[str], columns: Sequence[str]) -> tuple[str, ...] | str:
+    """The classes of an image, or what is wrong with its line: `class1|class2`, or a 0 or 1 in each of `columns`."""
+    if len(columns) < 2 and len(fields) == 2:
+        return tuple(dict.fromkeys(name.strip() for name in fields[1].split("|") if name.strip()))
+    if len(columns) < 2 or len(fields) != 1 + len(columns):
+        expected = "`file,class1|class2`" if len(columns) < 2 else f"{1 + len(columns)} columns as in the first line"
+        return f"expected {expected}, got {len(fields)} columns"
+    marks = [_MARKS.get(field.strip().lower()) for field in fields[1:]]
+    if None in marks:
+        at = marks.index(None)
+        return (
+            f"column {columns[at]} holds {fields[1 + at]!r}; write `file,class1|class2`, or 0 and 1 in a column a class"
+        )
+    return tuple(name for name, mark in zip(columns, marks, strict=True) if mark)
 
 
 def _is_header(fields: Sequence[str], folder: Path) -> bool:

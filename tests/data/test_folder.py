@@ -154,6 +154,12 @@ def test_csv(tmp_path, header):
         assert data.validation is None
 
 
+def test_csv_with_one_column_a_class(tmp_path):
+    add(tmp_path, "x.jpg", "y.jpg")
+    (tmp_path / "train.csv").write_text("image, dog ,cat,bird\nx.jpg,1,0,\ny.jpg,1.0,True,0\n")
+    assert classes_of(open_dataset(tmp_path).training) == {"x": ["dog"], "y": ["cat", "dog"]}
+
+
 def test_only_a_first_line_that_names_no_image_is_a_header(tmp_path):
     add(tmp_path, "x.jpg", "y.png")
     (tmp_path / "scan").write_bytes((tmp_path / "y.png").read_bytes())
@@ -224,6 +230,8 @@ def test_csv_that_names_images_elsewhere(tmp_path):
         ("x.jpg,a\ny.jpg, | \n", r"train\.csv, line 2: image .*y\.jpg has no label"),
         ("x.jpg\n", r"train\.csv, line 1: expected `file,class1\|class2`, got 1 columns"),
         ("x.jpg,a,b\n", r"train\.csv, line 1: .* got 3 columns"),
+        ("file,a,b\nx.jpg,0,2\n", r"train\.csv, line 2: column b holds '2'; write `file,class1.*or 0 and 1"),
+        ("file,a,b\nx.jpg,1\n", r"train\.csv, line 2: expected 3 columns as in the first line, got 2 columns"),
     ],
 )
 def test_malformed_csv(tmp_path, text, message):

@@ -151,7 +151,7 @@ def test_generated_images_where_the_data_is_gone(
         (("--bound", "2"), "--bound 2"),
         (("--report-images", "0"), "--report-images 0"),
         (("--device", "cuda:9"), "cuda"),
-        (("--foramt", "onnx"), "unknown option --foramt"),
+        (("--foramt", "onnx"), "unknown option --foramt; did you mean '--format'?"),
     ],
 )
 def test_bad_options(
