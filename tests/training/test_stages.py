@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gwsss_fast import cli
 from gwsss_fast.config import Config, load_config, read_config
+from gwsss_fast.data import encoded
 from gwsss_fast.data.records import Record, Split
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.GroupGNN import GroupOutput
@@ -70,13 +71,33 @@ def interrupting(function: Callable[..., Any], call: int) -> Callable[..., Any]:
     return wrapped
 
 
+@pytest.fixture
+def decoded_here(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many JPEG files this process decoded for its device, batch by batch."""
+    counts: list[int] = []
+    decode = encoded.decode_jpeg
+
+    def counting(files: list[Tensor], *options: Any) -> Any:
+        counts.append(len(files))
+        return decode(files, *options)
+
+    monkeypatch.setattr(encoded, "decode_jpeg", counting)
+    return counts
+
+
 @pytest.mark.parametrize(("workers", "decode"), [(0, "workers"), (1, "workers"), (1, "device")])
 def test_the_classifier_resumes_exactly(
-    workers: int, decode: str, shared_voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workers: int,
+    decode: str,
+    decoded_here: list[int],
+    shared_voc: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     text = f"data: {{decode: {decode}}}"
     whole = make_run(tmp_path / "whole", shared_voc, text)
     train_classifier(whole)
+    assert decoded_here == ([1] + 8 * [9] if decode == "device" else [])  # a trial, then 3 groups of 3 a step
     broken = make_run(tmp_path / "broken", shared_voc, text, workers=workers)
     with monkeypatch.context() as patch:
         # Three numbers of the log are losses of their own: call 21 comes in step 6, the second of epoch 2.
@@ -99,11 +120,12 @@ def with_pseudo_labels(run: Run) -> Run:
 
 @pytest.mark.parametrize("decode", ["workers", "device"])
 def test_the_segmenter_resumes_exactly(
-    decode: str, shared_voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    decode: str, decoded_here: list[int], shared_voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = f"{{segmenter: {{init: source}}, data: {{decode: {decode}}}}}"
     whole = with_pseudo_labels(make_run(tmp_path / "whole", shared_voc, text))
     train_segmenter(whole, whole.data.training)
+    assert decoded_here == ([1] + 6 * [5] if decode == "device" else [])
     broken = with_pseudo_labels(make_run(tmp_path / "broken", shared_voc, text))
     with monkeypatch.context() as patch:
         patch.setattr(segmenter, "segmentation_loss", interrupting(segmenter.segmentation_loss, 3))
