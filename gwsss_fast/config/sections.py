@@ -65,7 +65,7 @@ class ModelConfig:
     """Backbone and graph. A graph option left at None takes the default of GroupGNN's constructor."""
 
     backbone: Annotated[str, _alias(aliases=["--backbone"])] = "tiny"
-    """vgg16, resnet101, resnet38, tiny, timm:NAME, module:function or path/to/file.py:function."""
+    """vgg16, resnet101, resnet38, tiny, timm:NAME, timm:NAME@16, module:function or path/to/file.py:function."""
     weights: str = "default"
     """Initial weights of the backbone: `default`, `none` or a file."""
     graph_channels: int | None = None

@@ -26,9 +26,10 @@ BACKBONES: dict[str, type[Backbone]] = {
 def build_backbone(name: str, weights: str = "default") -> Backbone:
     """A backbone by name, its weights loaded and its `initialised_from` filled in.
 
-    name: vgg16 (stride 8, 512 channels), resnet101 (8, 2048), resnet38 (8, 4096), tiny (8, 128), timm:NAME,
-    module:function or path/to/file.py:function. weights: "default" (pretrained where there is such a thing), "none" or
-    the path of a weight file. Raises GwsssError for an unknown name and whatever keeps the weights from being loaded.
+    name: vgg16 (stride 8, 512 channels), resnet101 (8, 2048), resnet38 (8, 4096), tiny (8, 128), timm:NAME or
+    timm:NAME@STRIDE, module:function or path/to/file.py:function. weights: "default" (pretrained where there is such a
+    thing), "none" or the path of a weight file. Raises GwsssError for an unknown name and whatever keeps the weights
+    from being loaded.
     """
     if name in BACKBONES:
         backbone = BACKBONES[name]()

@@ -119,12 +119,12 @@ def _import(where: str, name: str) -> ModuleType:
 
 
 def timm_backbone(name: str, weights: str = "default") -> Backbone:
-    """`timm:NAME`: the last feature map of a timm model at output stride 8, else 16.
+    """`timm:NAME`: the last feature map of a timm model at output stride 8, else 16; `timm:NAME@16` wants one of them.
 
     weights: "default" (timm's pretrained ones), "none" or the path of a file in timm's names. Raises GwsssError when
     timm is missing, does not know the model, cannot run it at these strides or cannot get its weights.
     """
-    timm, architecture = check_timm(name), name.removeprefix("timm:")
+    timm, (architecture, strides) = check_timm(name), timm_parts(name)
     options: dict[str, Any] = {"pretrained": weights != "none", "features_only": True, "out_indices": (-1,)}
     record = "random" if weights == "none" else f"timm {architecture}"
     if weights not in ("default", "none"):
@@ -132,9 +132,10 @@ def timm_backbone(name: str, weights: str = "default") -> Backbone:
         whole = timm.create_model(architecture, pretrained=False, num_classes=0)
         record = load_weights(whole, weights)
         options["pretrained_cfg_overlay"] = {"state_dict": whole.state_dict()}
-    backbone = External(_timm_body(timm, architecture, options, name), name)
-    if backbone.stride not in STRIDES:
-        raise GwsssError(f"backbone {name} has stride {backbone.stride}; choose a model that runs at stride 8 or 16")
+    backbone = External(_timm_body(timm, architecture, options, strides, name), name)
+    if backbone.stride not in strides:
+        wanted = " or ".join(map(str, strides))
+        raise GwsssError(f"backbone {name} has stride {backbone.stride}; choose a model that runs at stride {wanted}")
     backbone.initialised_from = record
     return backbone
 
@@ -145,15 +146,23 @@ def check_timm(name: str) -> Any:
         import timm
     except ImportError as error:
         raise GwsssError(f"backbone {name} needs timm; install it with: pip install 'gwsss-fast[timm]'") from error
-    architecture = name.removeprefix("timm:")
+    architecture, _ = timm_parts(name)
     if not timm.is_model(architecture.split(".")[0]):
         raise GwsssError(f"timm has no model {architecture}; timm.list_models() names those it has")
     return timm
 
 
-def _timm_body(timm: Any, architecture: str, options: dict[str, Any], name: str) -> nn.Module:
+def timm_parts(name: str) -> tuple[str, tuple[int, ...]]:
+    """The model and the strides at which it may run of `timm:MODEL` or `timm:MODEL@STRIDE`."""
+    architecture, at, stride = name.removeprefix("timm:").partition("@")
+    if at and stride not in map(str, STRIDES):
+        raise GwsssError(f"backbone {name}: the stride after @ is {' or '.join(map(str, STRIDES))}")
+    return architecture, (int(stride),) if at else STRIDES
+
+
+def _timm_body(timm: Any, architecture: str, options: dict[str, Any], strides: tuple[int, ...], name: str) -> nn.Module:
     # Transformers take no output stride, but an image size that may vary; a few models take neither.
-    variants: list[dict[str, Any]] = [{"output_stride": stride} for stride in STRIDES]
+    variants: list[dict[str, Any]] = [{"output_stride": stride} for stride in strides]
     variants += [{"dynamic_img_size": True}, {}]
     for variant in variants:
         try:

@@ -124,6 +124,11 @@ def test_timm(tmp_path):
     assert ours
     assert all(torch.equal(x, state[key]) for key, x in ours.items())
     assert build_backbone("timm:test_vit", "none").stride == 16
+    assert build_backbone("timm:test_resnet@16", "none").stride == 16
+    with pytest.raises(GwsssError, match=r"timm:test_vit@8 has stride 16; .* stride 8$"):
+        build_backbone("timm:test_vit@8", "none")
+    with pytest.raises(GwsssError, match="the stride after @ is 8 or 16"):
+        build_backbone("timm:test_resnet@32", "none")
     with pytest.raises(GwsssError, match="timm has no model no_such_net"):
         build_backbone("timm:no_such_net", "none")
     with pytest.raises(GwsssError, match=r"gone.pth does not exist"):
