@@ -1,4 +1,4 @@
-"""Worker processes that neither answer Ctrl-C nor wrap an error of the user's in a traceback of their own.
+"""Worker processes that answer neither Ctrl-C nor SIGTERM, nor wrap an error of the user's in a traceback of their own.
 
 One that dies (killed for its memory, say) ends the job with one message.
 """
@@ -126,6 +126,8 @@ def _collate(items: list[Any]) -> Any:
 
 
 def _start_worker(pixels: int, worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal, but only the main one decides."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C reaches every process of the terminal and a batch system's or torchrun's SIGTERM every one of the group,
+    but only the main one decides: without its workers it could not end what it is at."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     set_pixel_limit(pixels / 1e6)

@@ -61,7 +61,10 @@ def terminating(*more: int) -> Iterator[None]:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Stop]:
-    """Turn the first Ctrl-C or SIGTERM into an event, so that no step is cut in half; the second acts at once."""
+    """Turn Ctrl-C and SIGTERM into an event, so that no step is cut in half; a second Ctrl-C acts at once.
+
+    A second SIGTERM does not: where a batch system tells all processes, torchrun tells its own once more.
+    """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -71,15 +74,12 @@ def deferred_interrupt() -> Iterator[Stop]:
     def note(number: int, frame: Any) -> None:
         stop.kind = Terminated if number == signal.SIGTERM else KeyboardInterrupt
         stop.set()
-        restore()
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
 
     for number in HEEDED:
         signal.signal(number, note)
     try:
         yield stop
     finally:
-        restore()
+        for number, handler in before.items():
+            signal.signal(number, handler)

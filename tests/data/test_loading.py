@@ -13,10 +13,10 @@ from gwsss_fast.errors import GwsssError
 
 
 class Numbers(Dataset):
-    """0, 1, 2, ...; one of them is broken, another presses Ctrl-C where it is read."""
+    """0, 1, 2, ...; one of them is broken, another sends a signal to the process that reads it."""
 
-    def __init__(self, broken=None, interrupting=None):
-        self.broken, self.interrupting = broken, interrupting
+    def __init__(self, broken=None, interrupting=None, signal=signal.SIGINT):
+        self.broken, self.interrupting, self.signal = broken, interrupting, signal
 
     def __len__(self):
         return 6
@@ -25,7 +25,7 @@ class Numbers(Dataset):
         if position == self.broken:
             raise GwsssError(f"number {position} is broken")
         if position == self.interrupting:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.signal)
         return torch.tensor(position)
 
 
@@ -40,8 +40,10 @@ def test_a_broken_item_raises_its_own_error_after_the_batches_before_it(workers,
     assert str(caught.value) == "number 4 is broken"
 
 
-def test_workers_do_not_answer_ctrl_c():
-    loader = make_loader(Numbers(interrupting=3), workers=1, batch_size=3)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_do_not_answer_what_is_meant_for_the_main_process(number):
+    """Ctrl-C comes to all of the terminal, and torchrun sends SIGTERM to a process and its workers."""
+    loader = make_loader(Numbers(interrupting=3, signal=number), workers=1, batch_size=3)
     assert [batch.tolist() for batch in checked(loader)] == [[0, 1, 2], [3, 4, 5]]
 
 

@@ -3,14 +3,16 @@
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from gwsss_fast import cli
 from gwsss_fast.training.checkpoints import load_checkpoint
-from tests.processes import start
+from tests.processes import start, start_function
 
 LONG = [
     *("--workers", "0", "--threads", "1", "--classifier.size", "32", "--epochs", "6", "--groups", "2", "--group-size"),
@@ -97,3 +99,24 @@ def test_terminated_then_resumed(undisturbed: Path, shared_voc: Path, tmp_path: 
     process.join(PATIENCE)
     assert process.exitcode == 0, (tmp_path / "log").read_text()
     assert_same(undisturbed, output)
+
+
+def leading(arguments: list[str]) -> None:
+    """The command at the head of a process group of its own, as torchrun starts one."""
+    os.setsid()
+    sys.exit(cli.main(arguments))
+
+
+def test_sigterm_to_a_process_and_its_workers_is_one_to_the_training(shared_voc: Path, tmp_path: Path) -> None:
+    """As torchrun sends it; twice, where the batch system has told all processes already."""
+    output = tmp_path / "run"
+    options = run(shared_voc, output, "--stage", "classifier", "--workers", "2")
+    process = start_function(leading, (options,), tmp_path / "log")
+    wait_for(output / "logs" / "classifier.csv", 5, process)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGTERM)  # type: ignore[arg-type]
+        time.sleep(0.01)
+    process.join(PATIENCE)
+    assert process.exitcode == 143, (tmp_path / "log").read_text()
+    assert (tmp_path / "log").read_text().count("stopped; continue with --resume") == 1
+    assert load_checkpoint(output / "classifier" / "last.pt")["step"] >= 4
