@@ -28,6 +28,7 @@ from gwsss_fast.data.loading import worker_death
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.ops import backend as use_backend
 from gwsss_fast.training.checkpoints import load_checkpoint
+from gwsss_fast.training.guards import out_of_memory
 from gwsss_fast.training.logs import say
 from gwsss_fast.training.precision import check_precision, choose_device, set_threads
 from gwsss_fast.training.runs import STAGES, Run, environment, open_data
@@ -102,10 +103,12 @@ def run(body: Callable[[], None]) -> int:
             print("stopped; continue with --resume", file=sys.stderr)
         return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
     except RuntimeError as error:
-        death = worker_death(error)
-        if death is None:
+        problem = worker_death(error)
+        if out_of_memory(error):
+            problem = GwsssError("no memory left; lower --groups, --cam.groups, --batch or the images' size")
+        if problem is None:
             raise
-        print(f"error: {death}", file=sys.stderr)
+        print(f"error: {problem}", file=sys.stderr)
         return BAD_INPUT
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""

@@ -12,6 +12,21 @@ from gwsss_fast import distributed
 from gwsss_fast.errors import GwsssError
 
 NAMED = 8  # images of a skipped step that a message names, at most
+_NO_MEMORY = ("CUDA error: out of memory", "_STATUS_ALLOC_FAILED", "DefaultCPUAllocator")
+"""What the driver, cuBLAS and cuDNN, and a CPU say."""
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether the device has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY)
+
+
+@torch.no_grad()
+def own_gradients(model: nn.Module) -> None:
+    """Move the gradients to memory of their own: the next replay of a CUDA graph takes that of the last one back."""
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad = parameter.grad.clone()
 
 
 class Skips:

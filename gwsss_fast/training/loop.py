@@ -24,7 +24,7 @@ from gwsss_fast.models.precision import autocast
 from gwsss_fast.models.synced_batch_norm import set_idle, synchronise_batch_norm
 from gwsss_fast.training.checkpoint_folder import remove_unfinished
 from gwsss_fast.training.checkpoints import restore_random_states
-from gwsss_fast.training.guards import Skips, Statistics
+from gwsss_fast.training.guards import Skips, Statistics, out_of_memory, own_gradients
 from gwsss_fast.training.logs import Reporter, TrainingLog, say
 from gwsss_fast.training.parts import Part, Share, keys_of_rows, split
 from gwsss_fast.training.profiling import Profile
@@ -155,7 +155,8 @@ class Trainer:
             if stopping:
                 self.save()
                 raise stop.kind
-            if self.step % self.checkpoint_every == 0 or self.step % self.epoch_steps == 0:
+            due = self.step % self.checkpoint_every == 0 or self.step % self.epoch_steps == 0
+            if due and self.step < self.total:
                 self.save()
         profile.finish(self.tell)
 
@@ -168,11 +169,13 @@ class Trainer:
             group["lr"] = rate * factor
         statistics.keep()
         while True:
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()  # to None; apex's takes no argument
             try:
                 sums = self._backward(share, loss, profile)
                 break
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
                 self._split_more(len(share.rows), error)
             if self.device.type == "cuda":  # the error is gone by now, and with it the tensors that it held
                 torch.cuda.empty_cache()
@@ -181,12 +184,12 @@ class Trainer:
             self.scaler.unscale_(self.optimizer)
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
-            own = torch.stack([*sums.values()]).double().cpu()
-            finite = bool(own.isfinite().all())
-            whole = finite and bool(norm.isfinite())
+            *own, length = torch.stack([*sums.values(), norm]).tolist()  # one wait for the device
+            finite = all(map(math.isfinite, own))
+            whole = finite and math.isfinite(length)
             norm_alone = not whole and all(bool(gradient.isfinite().all()) for gradient in gradients)
-            flags = torch.tensor([*stop.flags(), float(not whole), float(norm_alone)], dtype=own.dtype)
-            shared = distributed.add(torch.cat([flags, own])).tolist()
+            flags = [*stop.flags(), not whole, norm_alone]
+            shared = distributed.add(torch.tensor([*flags, *own], dtype=torch.float64)).tolist()
             numbers = dict(zip(sums, (number / distributed.size() for number in shared[4:]), strict=True))
             stopping = stop.take(shared[:2])
             if shared[2]:
@@ -220,11 +223,13 @@ class Trainer:
                     total, more = loss(part)
                 with profile.phase("backward"):
                     self.scaler.scale(total).backward()
+            if self.options.cuda_graphs and number == 1 < len(parts):
+                own_gradients(self.model)
             for name, value in {"loss": total, **more}.items():
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()
         return sums
 
-    def _split_more(self, items: int, error: torch.OutOfMemoryError) -> None:
+    def _split_more(self, items: int, error: RuntimeError) -> None:
         """After the device ran out of memory: smaller parts from now on. Raises GwsssError where nothing is left."""
         advice = "lower --groups, --group-size or the images' size, or set --model.checkpoint-steps true"
         if distributed.size() > 1:  # the others wait for this process's gradients

@@ -29,8 +29,9 @@ def make_sgd(kind: str, groups: list[dict[str, Any]], device: torch.device, **op
 
 
 def _apex() -> Any:
-    """apex.optimizers.FusedSGD of NVIDIA's build; None where it is not installed."""
+    """apex.optimizers.FusedSGD of NVIDIA's build; None where it is not installed, or without its CUDA extensions."""
     try:
+        importlib.import_module("amp_C")
         return getattr(importlib.import_module("apex.optimizers"), "FusedSGD", None)
     except Exception:  # the unrelated package of this name fails in many ways
         return None

@@ -4,6 +4,7 @@ import math
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from gwsss_fast.config import TrainingConfig
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.training.checkpoint_folder import earlier_checkpoints, link
 from gwsss_fast.training.checkpoints import load_checkpoint, save_weights
-from gwsss_fast.training.guards import Skips, Statistics
+from gwsss_fast.training.guards import Skips, Statistics, out_of_memory
+from gwsss_fast.training.parts import Part, Share
+from gwsss_fast.training.profiling import Profile
 from gwsss_fast.training.signals import Stop, Terminated, deferred_interrupt
 from tests.training.test_loop import fit, make_trainer
 
@@ -100,6 +103,42 @@ def test_out_of_memory_divides_the_batch_further(tmp_path: Path, capsys: pytest.
         fit(make_trainer(tmp_path / "none", total=3), too_many=0)
 
 
+def test_the_words_of_libraries_without_memory() -> None:
+    assert out_of_memory(torch.OutOfMemoryError("anything"))
+    assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert not out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
+class Replayed(torch.autograd.Function):
+    """A weight whose gradient is always written to the same memory, as by a CUDA graph."""
+
+    memory = torch.zeros(4)
+
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor) -> torch.Tensor:
+        return weight.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        Replayed.memory.copy_(grad)
+        return torch.empty(0).set_(Replayed.memory.untyped_storage()).view(4)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_gradients_of_parts_outlive_the_replay_of_a_cuda_graph(cuda_graphs: bool, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, options=TrainingConfig(accumulate=3, cuda_graphs=cuda_graphs))
+    trainer.model = nn.Module()
+    trainer.model.weight = nn.Parameter(torch.ones(4))
+
+    def loss(part: Part) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return (Replayed.apply(trainer.model.weight) * part.items["x"].sum(0)).sum(), {}
+
+    items = torch.arange(24.0).view(6, 4)
+    share = Share({"x": items}, tuple(range(6)), 6)
+    trainer._backward(share, loss, Profile(0, None, trainer.device, tmp_path, "toy"))
+    assert torch.equal(trainer.model.weight.grad, items.sum(0)) == cuda_graphs  # type: ignore[arg-type]
+
+
 def test_sigterm_saves_and_is_told_from_ctrl_c(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     trainer = make_trainer(tmp_path)
@@ -109,8 +148,13 @@ def test_sigterm_saves_and_is_told_from_ctrl_c(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_second_signal_acts_at_once() -> None:
+def test_a_second_ctrl_c_acts_at_once_and_a_second_sigterm_does_not() -> None:
+    """A batch system may tell all processes of a job, torchrun among them, which tells its own once more."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    with deferred_interrupt() as stop:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.kind is Terminated
     with deferred_interrupt() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.is_set()
