@@ -84,22 +84,21 @@ def job() -> Iterator[None]:
     store = _join()
     _watch = _Watch(store, rank(), size())
     _watch.start()
-    well = False
+    problem: BaseException | None = None
     try:
         yield
         wait()  # nobody leaves while another may still fail
-        well = True
     except BaseException as error:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends as it is; torchrun would cut its last words off
-        raised = _watch.raised(error)
-        if raised is error:
+        problem = _watch.raised(error)
+        if problem is error:
             raise
-        raise raised from error
+        raise problem from error
     finally:
-        _watch.close(well)
+        _watch.close(problem is None)
         _watch = None
-        dist.destroy_process_group()
+        _leave(problem)
 
 
 def ended() -> BaseException | None:
@@ -236,12 +235,32 @@ def _join() -> dist.Store:
     try:
         store, number, count = next(dist.rendezvous("env://", timeout=STARTING))
         store = _of_this_start(store, number, count)
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         problem = str(error).splitlines()[0]
         raise GwsssError(f"the processes of this job do not find each other: {problem}") from error
     return dist.PrefixStore("end", store)
+
+
+def _leave(problem: BaseException | None) -> None:
+    """Give the process group up. After a problem its work on GPUs is dropped, not waited for: others may never come."""
+    spoken = isinstance(problem, (ToldError, KeyboardInterrupt))
+    last = threading.Timer(GRACE, _end, (_kind(problem), "" if spoken else str(problem)))
+    last.daemon = True
+    if problem is not None:
+        last.start()
+        with suppress(RuntimeError, AttributeError):  # no group of NCCL
+            dist.group.WORLD._get_backend(torch.device("cuda")).abort()  # type: ignore[union-attr]
+    dist.destroy_process_group()
+    last.cancel()
+
+
+def _end(kind: str, text: str) -> None:
+    """End this process, wherever it hangs, with a last word."""
+    if text:
+        print(f"error: {text}", file=sys.stderr, flush=True)
+    os._exit({"interrupted": 130, "terminated": 143}.get(kind, 2))
 
 
 def _of_this_start(store: dist.Store, number: int, count: int) -> dist.Store:
@@ -283,9 +302,7 @@ class _Watch(threading.Thread):
                 return
             self.kind = self.look()
         if not self.over.wait(GRACE):
-            if self.kind == "lost":
-                print(f"error: {LOST}", file=sys.stderr)
-            os._exit({"interrupted": 130, "terminated": 143}.get(self.kind, 2))
+            _end(self.kind, LOST if self.kind == "lost" else "")
 
     def look(self) -> str:
         """How another process has ended; empty while none has."""

@@ -78,6 +78,26 @@ def test_what_happens_to_one_ends_all(event: str, status: int, message: str, oth
     assert time.monotonic() - start < distributed.GRACE
 
 
+def hanging() -> None:
+    """A process fails, and cannot leave the others; a group on GPUs may wait for them for ever."""
+    distributed.GRACE = 0.5
+    distributed.dist.destroy_process_group = lambda: time.sleep(60)  # type: ignore[assignment]
+
+    def body() -> None:
+        if distributed.rank() == ONE:
+            happen("error")
+        distributed.wait()
+
+    sys.exit(cli.run(body))
+
+
+def test_a_process_that_cannot_leave_ends_all_the_same(tmp_path: Path) -> None:
+    start = time.monotonic()
+    assert statuses(start_ranks(2, hanging, (), tmp_path)) == [2, 2], output(tmp_path)
+    assert output(tmp_path).splitlines() == ["error: the cup is broken"]
+    assert time.monotonic() - start < 30
+
+
 @pytest.mark.parametrize(("event", "status"), [("error", 2), ("interrupt", 130), ("help", 0)])
 def test_what_process_0_meets_while_the_others_wait_for_it_ends_all(event: str, status: int, tmp_path: Path) -> None:
     assert statuses(start_ranks(2, disturbed, (event, 0, "main"), tmp_path)) == [status, status], output(tmp_path)
