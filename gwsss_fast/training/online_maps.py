@@ -31,7 +31,8 @@ class OnlineMaps:
         for group, row in enumerate(indices.tolist()):
             for node, index in enumerate(row):
                 record = self.split.records[index]
-                new = both[:, group, node, list(record.labels)]
+                planes = both[:, group, node]  # by slices: a list of classes would have to be copied to the device
+                new = torch.stack([planes[:, label] for label in record.labels], 1) if record.labels else planes[:, :0]
                 old = self.maps.get(record.id)
                 self.maps[record.id] = new.clone() if old is None else torch.maximum(old.to(new.device), new)
 
@@ -40,9 +41,10 @@ class OnlineMaps:
         self.maps = dict(maps)
 
     def state(self) -> dict[str, Any]:
-        """What the checkpoint keeps: the maximum over all processes."""
+        """What the checkpoint keeps, in process 0, which writes it: the maximum over all processes."""
         merged: dict[str, Tensor] = {}
-        for maps in distributed.gather({name: maps.cpu() for name, maps in self.maps.items()}):
+        own = {name: maps.cpu() for name, maps in self.maps.items()}
+        for maps in distributed.exchange([own, *({} for _ in range(1, distributed.size()))]):
             for name, new in maps.items():
                 merged[name] = torch.maximum(merged[name], new) if name in merged else new
         return {"online_maps": merged}

@@ -16,14 +16,17 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gwsss_fast import distributed, train
+from gwsss_fast.data.dataset import Record, Split
 from gwsss_fast.data.embedded import build_embedded
 from gwsss_fast.errors import GwsssError
+from gwsss_fast.GroupGNN import GroupOutput
 from gwsss_fast.models.base import Backbone
 from gwsss_fast.models.synced_batch_norm import synchronise_batch_norm
 from gwsss_fast.training import loop
 from gwsss_fast.training.batches import watch_bad_images
 from gwsss_fast.training.checkpoints import load_checkpoint
 from gwsss_fast.training.classifier import train_classifier
+from gwsss_fast.training.online_maps import OnlineMaps
 from gwsss_fast.training.segmenter import train_segmenter
 from tests.command_line import FAST, STAGES, metrics
 from tests.conftest import draw_voc
@@ -194,6 +197,29 @@ def batch_norms() -> None:
 def test_synchronised_batch_norm_is_that_of_the_whole_batch(tmp_path: Path) -> None:
     """Over two processes with unequal shares, by themselves and joined by DistributedDataParallel."""
     launch_function(2, batch_norms, (), tmp_path)
+
+
+def online_maps() -> None:
+    """Process r sees image r + 1 alone, and all see image 0."""
+    records = tuple(Record(str(number), Path("x.jpg"), labels=(1, 0)[:number]) for number in range(3))
+    maps = OnlineMaps(Split("train", ("a", "b"), records))
+    none, own = torch.zeros(0), distributed.rank() + 1
+    raw = torch.eye(3).expand(1, 2, 2, 3, 3) * torch.tensor([1.0, own]).view(2, 1, 1)
+    maps.update(GroupOutput(none, none, None, raw, raw, none), torch.tensor([[0, own]]))
+    found = maps.state()["online_maps"]
+    if not distributed.is_main():
+        assert not found, "only process 0 writes"
+        return
+    assert {name: tuple(x.shape) for name, x in found.items()} == {
+        "0": (2, 0, 3, 3),
+        "1": (2, 1, 3, 3),
+        "2": (2, 2, 3, 3),
+    }
+    assert torch.equal(found["2"], torch.eye(3).half().expand(2, 2, 3, 3))
+
+
+def test_online_maps_of_all_processes_go_to_process_0(tmp_path: Path) -> None:
+    launch_function(2, online_maps, (), tmp_path)
 
 
 def short(data: Path, folder: Path, *more: str) -> list[str]:
