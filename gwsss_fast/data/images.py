@@ -80,7 +80,7 @@ def read_mask(path: str | Path, num_classes: int) -> np.ndarray:
                 f"mask {path} is an image of mode {image.mode}; save it as palette or grey, one class number a pixel"
             )
         mask = np.asarray(image)
-    illegal = np.setdiff1d(np.flatnonzero(_counts(mask, path)), [*range(num_classes + 1), IGNORE])
+    illegal = np.setdiff1d(_values(mask, path), [*range(num_classes + 1), IGNORE])
     if len(illegal):
         values = ", ".join(map(str, illegal[:5])) + (", ..." if len(illegal) > 5 else "")
         raise GwsssError(
@@ -134,11 +134,13 @@ def unreadable(path: str | Path, kind: str, error: Exception) -> GwsssError:
     return GwsssError(f"{kind} {path} cannot be decoded ({error}); replace the file or take it off the list")
 
 
-def _counts(mask: np.ndarray, path: Path) -> np.ndarray:
-    """How often each value occurs."""
+def _values(mask: np.ndarray, path: Path) -> np.ndarray:
+    """Which values occur."""
     if mask.ndim != 2 or not np.issubdtype(mask.dtype, np.integer) or (mask.size and mask.min() < 0):
         raise GwsssError(f"mask {path} is not a plane of class numbers (shape {mask.shape}, type {mask.dtype})")
-    return np.bincount(mask.ravel(), minlength=IGNORE + 1)
+    if mask.size and mask.max() > IGNORE:
+        return np.unique(mask)  # a count of each value would be as long as the largest
+    return np.flatnonzero(np.bincount(mask.ravel(), minlength=IGNORE + 1))
 
 
 def is_file(path: Path) -> bool:

@@ -39,11 +39,26 @@ class _Type:
         self.dtype = self.dtype.newbyteorder(state[1])
 
 
+class _Budget:
+    """How much may be handed to functions, which may copy it: a few bytes can hand over the same time and again."""
+
+    def __init__(self, most: int) -> None:
+        self.left = most
+
+    def spend(self, *values: Any) -> None:
+        self.left -= sum(len(value) for value in values if isinstance(value, _SIZED))
+        if self.left < 0:
+            raise pickle.UnpicklingError("it copies its values time and again, which is refused")
+
+
 class _Array(np.ndarray):
     """An array that takes its type from a _Type."""
 
+    budget: _Budget
+
     def __setstate__(self, state: tuple[Any, ...]) -> None:  # type: ignore[override]
         version, shape, kind, fortran, content = state
+        self.budget.spend(content)
         if math.prod(shape) * (1 if _plain(kind).hasobject else _plain(kind).itemsize) != len(content):
             raise pickle.UnpicklingError(f"it asks for an array of shape {shape} without its content")
         super().__setstate__((version, shape, _plain(kind), fortran, content))  # type: ignore[misc]
@@ -79,6 +94,17 @@ def _from_buffer(
     return array.reshape(shape, order="F" if order == "F" else "C")
 
 
+def _storage(data: bytes) -> Any:
+    """PyTorch's function for the content of a tensor, which would unpickle without limits; never compressed."""
+    if data[:2] == b"PK":
+        raise pickle.UnpicklingError("it holds a tensor in an archive, which is refused")
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+def _tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> torch.Tensor:
+    return torch._utils._rebuild_tensor(storage, offset, size, stride)
+
+
 def _maker(kind: type, *accepted: type) -> Callable[..., Any]:
     """`kind`, called with what a file may hand it: `bytes` of a number, say, would be as long as that number."""
 
@@ -90,6 +116,7 @@ def _maker(kind: type, *accepted: type) -> Callable[..., Any]:
     return make
 
 
+_SIZED = (str, bytes, bytearray, list, tuple, dict, set, frozenset)
 _NUMBERS = (int, float, bool, complex)
 _GROUPS = (list, tuple, set, frozenset)
 _PLAIN = {
@@ -106,8 +133,10 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
     ("_codecs", "encode"): _encode,
     ("numpy", "ndarray"): object,  # only ever handed to _reconstruct
+    ("torch.storage", "_load_from_bytes"): _storage,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("numpy", "dtype"): _Type,
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): _maker(OrderedDict),  # of a tensor's hooks, always empty
 }
 
 
@@ -123,7 +152,7 @@ def load_pickled_dict(path: str | Path) -> dict[Any, Any]:
             _skip_header(file)
             content = file.read()
         check_bounds(content)
-        value = _Unpickler(io.BytesIO(content)).load()
+        value = _Unpickler(content).load()
         if isinstance(value, np.ndarray) and value.shape == ():
             value = value.item()
         if not isinstance(value, dict):
@@ -157,11 +186,13 @@ def read_cls_labels(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def as_numbers(value: Any) -> np.ndarray | None:
-    """Real numbers as an array: an array as it is, and of lists only those without lists in them; else None.
+    """Real numbers as an array: an array as it is, and of lists only those of numbers; else None.
 
-    Lists in lists may share their parts, and unfold to any size.
+    Lists in lists may share their parts, and unfold to any size, and so would texts, each as long as the longest.
     """
-    if isinstance(value, (list, tuple)) and any(isinstance(item, (list, tuple, np.ndarray)) for item in value):
+    if isinstance(value, (list, tuple)) and not all(
+        isinstance(item, (int, float, np.number, np.bool_)) for item in value
+    ):
         return None
     try:
         array = np.asarray(value)
@@ -199,17 +230,21 @@ def _skip_header(file: IO[bytes]) -> None:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds plain values, arrays and tensors; refuses every other name."""
+    """Builds plain values, arrays and tensors; refuses every other name, and copies without end of what is there."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        super().__init__(file, encoding="latin1")  # NumPy's own choice for files that Python 2 wrote
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content), encoding="latin1")  # NumPy's own choice for files that Python 2 wrote
+        self.budget = _Budget(4 * len(content) + 2**20)
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ALLOWED:
-            return _ALLOWED[module, name]
-        if module == "torch.storage" and name == "_load_from_bytes":
-            # PyTorch's own function of this name unpickles without limits.
-            return lambda data: torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        if module == "torch._utils" and name == "_rebuild_tensor_v2":
-            return lambda storage, offset, size, stride, *_: torch._utils._rebuild_tensor(storage, offset, size, stride)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused")
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused")
+
+        def make(*arguments: Any) -> Any:
+            self.budget.spend(*arguments)
+            made = _ALLOWED[module, name](*arguments)
+            if isinstance(made, _Array):
+                made.budget = self.budget
+            return made
+
+        return make

@@ -80,12 +80,13 @@ def save_weights(path: Path, model: nn.Module, **facts: str) -> None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether the file is there and agrees with the checksums that it holds of its parts."""
+    """Whether the file is there and agrees with the checksums that it holds of its parts, none of them compressed."""
     try:
         if not zipfile.is_zipfile(path):
             return path.is_file() and path.read_bytes()[:2] != b"PK"  # PyTorch's older format has no checksums
         with zipfile.ZipFile(path) as parts:
-            return parts.testzip() is None
+            stored = all(part.compress_type == zipfile.ZIP_STORED for part in parts.infolist())  # as PyTorch does
+            return stored and parts.testzip() is None  # what is compressed could unfold to anything
     except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, ValueError, zlib.error):
         return False
 

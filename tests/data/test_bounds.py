@@ -2,6 +2,7 @@
 
 import pickle
 import resource
+import signal
 import struct
 import zlib
 
@@ -60,7 +61,10 @@ def test_the_limit_can_be_set_and_reaches_worker_processes(tmp_path):
         read_image(tmp_path / "a.png")
     loader = make_loader([0], batch_size=1)
     set_pixel_limit(1)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     loader.worker_init_fn(0)  # in a process that knows nothing of it
+    for number, handler in before.items():
+        signal.signal(number, handler)
     assert pixel_limit() == 4999
     set_pixel_limit(0.005)
     assert read_image(tmp_path / "a.png").size == (100, 50)
@@ -138,6 +142,23 @@ class Call:
         return self.call
 
 
+def copies(value, made):
+    """A list of `made`, what a file calls for its first value, 2 MB of `value`, time and again: 40 GB."""
+    return b"\x80\x02}(U\x01x](" + value + b"q\x01" + made * 20_000 + b"eu."
+
+
+ONES = b"](" + b"K\x01" * 250_000 + b"e\x85"
+TEXT = b"X" + struct.pack("<I", 2_000_000) + b"a" * 2_000_000
+BYTES = b"T" + struct.pack("<I", 2_000_000) + b"a" * 2_000_000
+SWAPPED = (  # an array whose bytes are in the other order, which are copied
+    b"(K\x01J"
+    + struct.pack("<i", 1_000_000)
+    + b"\x85cnumpy\ndtype\n(U\x02u2K\x00K\x01tR(K\x03U\x01>NNNJ\xff\xff\xff\xffJ"
+    b"\xff\xff\xff\xffK\x00tb\x89" + BYTES + b"t"
+)
+EMPTY = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR"
+
+
 def strided_tensor():
     return torch.zeros(1).expand(100_000, 100_000)
 
@@ -155,7 +176,13 @@ def strided_tensor():
         pickle.dumps({"x": strided_tensor()}),
         b"\x80\x04}\x8e\xff\xff\xff\xff\xff\xff\x00\x00.",  # bytes longer than memory
         b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\x00\x00}.",  # a frame of that length
+        copies(ONES, b"c__builtin__\nlist\nh\x01R"),
+        copies(ONES, b"c__builtin__\nset\nh\x01R"),
+        copies(TEXT + b"X\x06\x00\x00\x00latin1\x86", b"c_codecs\nencode\nh\x01R"),
+        copies(SWAPPED, EMPTY + b"h\x01b"),
+        copies(TEXT, b"h\x01"),  # one text, which an array would hold 20,000 times
     ],
+    ids=range(15),
 )
 def test_label_files_that_unfold(tmp_path, pickled):
     path = npy(tmp_path / "x.npy", pickled)
@@ -266,3 +293,12 @@ def test_broken_labels_hint_at_other_sources(tmp_path):
     with pytest.raises(GwsssError) as caught:
         open_dataset(tmp_path, labels="cls_labels")
     assert "--data.labels" not in str(caught.value)
+
+
+def test_a_mask_of_large_numbers(tmp_path):
+    """Counts of all values up to the largest would take 16 GB."""
+    Image.fromarray(np.full((2, 3), 2**31 - 1, np.int32)).save(tmp_path / "x.tiff")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(GwsssError, match=r"x\.tiff holds the value 2147483647, but only 0 to 3"):
+        read_mask(tmp_path / "x.tiff", 3)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes

@@ -1,6 +1,7 @@
 """Checkpoints: safe to read, whole or not there, and refused with reason when they do not fit."""
 
 import random
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,17 @@ def test_a_file_that_is_none_is_named(content: bytes | None, words: str, tmp_pat
         path.write_bytes(content)
     with pytest.raises(GwsssError, match=words):
         load_checkpoint(path)
+
+
+def test_a_compressed_part_which_could_unfold_to_anything_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "whole.pt", {"model": {"weight": torch.zeros(1_000_000)}})
+    packed = tmp_path / "packed.pt"
+    with zipfile.ZipFile(tmp_path / "whole.pt") as whole, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as other:
+        for name in whole.namelist():
+            other.writestr(name, whole.read(name))
+    assert packed.stat().st_size < 20_000
+    with pytest.raises(GwsssError, match="damaged or not a checkpoint"):
+        load_checkpoint(packed)
 
 
 def test_other_contents_and_formats_are_refused(tmp_path: Path) -> None:
