@@ -11,13 +11,19 @@ from gwsss_fast.errors import GwsssError
 def choose_device(name: str) -> torch.device:
     """`auto` is CUDA when a GPU is usable; of several processes each takes the GPU of its number.
 
-    Raises GwsssError when `cuda` is asked for in vain, and when a machine has fewer GPUs than processes.
+    Raises GwsssError for a name that is none, when `cuda` is asked for in vain, and when a machine has fewer GPUs than
+    processes.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise GwsssError(f"device {name!r} is not auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
         raise GwsssError("device cuda: PyTorch sees no GPU here; use --device cpu, or see `gwsss-fast doctor`")
-    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise GwsssError(f"device {name}: PyTorch sees {torch.cuda.device_count()} GPUs, numbered from 0")
     if device.type == "cuda" and distributed.size() > 1:
         own, there = distributed.local_rank(), torch.cuda.device_count()
         if own >= there:
