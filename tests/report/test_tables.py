@@ -17,14 +17,21 @@ def test_the_papers_tables_are_whole():
     assert {row.preset for row in rows} <= set(preset_names())
     used = {row.preset for row in rows}
     assert {name for name in preset_names() if name.startswith("ablation/")} - used == {"ablation/paper-graph"}
-    numbers = {row.name: row.paper["val"] for row in TABLES[4].rows}
-    assert len(numbers) == 19
-    assert (numbers["full"], numbers["k-2"], numbers["dropout-0.4-0.7"], numbers["random"]) == (68.7, 66.1, 64.1, 67.1)
-    assert [list(row.paper.values()) for row in TABLES[5].rows] == [
-        [56.3, 58.7, 64.5],
-        [61.9, 64.9, 68.2],
-        [62.9, 65.7, 68.7],
-    ]
+    numbers = {number: {row.name: list(row.paper.values()) for row in TABLES[number].rows} for number in TABLES}
+    assert numbers[1] == {"vgg16": [63.7, 64.1], "full": [68.7, 69.0]}
+    assert numbers[2] == {"coco": [28.7]}
+    assert numbers[3] == {"no-group": [69.95, 37.05], "full": [76.44, 60.18]}
+    assert {name: values[1] for name, values in numbers[4].items()} == {
+        **{"full": 68.7, "k-2": 66.1, "k-3": 68.6, "k-5": 68.3, "k-6": 68.1, "t-2": 68.3, "t-4": 68.5, "t-5": 68.5},
+        **{"dropout-0.8-0.9": 68.5, "dropout-0.8-0.5": 68.2, "dropout-0.6-0.7": 67.3, "dropout-0.4-0.7": 64.1},
+        **{"no-dropout": 68.2, "no-intermediate": 68.4, "no-edge": 68.2, "intermediate-only": 64.6, "graph-only": 68.3},
+        **{"random": 67.1, "one-common": 68.3},
+    }
+    assert numbers[5] == {
+        "no-group": [56.3, 58.7, 64.5],
+        "no-dropout": [61.9, 64.9, 68.2],
+        "full": [62.9, 65.7, 68.7],
+    }
 
 
 @pytest.mark.parametrize("row", TABLES[4].rows, ids=lambda row: row.name)
