@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gwsss_fast import cli, distributed
+from gwsss_fast import cli, distributed, files
 from gwsss_fast.cam import Sweeps, score_validation_maps
 from gwsss_fast.config import DataConfig
 from gwsss_fast.data.ahead import read_ahead
@@ -58,6 +58,8 @@ class Arguments:
     """Dense CRF preset; maps are refined at their best threshold."""
     ignored_prediction: Literal["background", "ignore"] = "background"
     """How a predicted 255 is counted."""
+    scores: str | None = None
+    """JSON file that the scores are written to as well, of maps with the whole curve over the thresholds."""
     voc_results: str | None = None
     """With --run: new folder for a submission to PASCAL VOC's server; --test-list is predicted instead of val."""
     test_list: str = "test"
@@ -95,9 +97,11 @@ def _command(arguments: Sequence[str]) -> None:
     if split is None:
         raise GwsssError(f"{data.root} has no split {options.split}; it has {', '.join(data.splits)}")
     split = with_masks(split)
-    table = score_maps(split, options) if options.cams else score_masks(split, options)
+    table, metrics = score_maps(split, options) if options.cams else score_masks(split, options)
     if distributed.is_main():
         Console().print(table)
+        if options.scores is not None:
+            files.write_json(options.scores, metrics)
 
 
 def read_arguments(arguments: Sequence[str]) -> Arguments:
@@ -228,8 +232,8 @@ def mask_metrics(confusion: np.ndarray, classes: Sequence[str], policy: str) -> 
     }
 
 
-def score_maps(split: Split, options: Arguments) -> Table:
-    """Threshold sweep of the maps in a folder, and their mIoU after a CRF at the best threshold."""
+def score_maps(split: Split, options: Arguments) -> tuple[Table, dict[str, Any]]:
+    """Threshold sweep of the maps in a folder, each class at the best threshold, and their mIoU after a CRF there."""
     read = distributed.main_first(lambda: open_maps(str(options.cams), split.records, options.cams_list))
     records, sweeps = distributed.share(split.records), Sweeps(len(split.classes))
     with Reporter("maps", len(split), shared=True) as bar:
@@ -242,6 +246,9 @@ def score_maps(split: Split, options: Arguments) -> Table:
     metrics = sweeps.metrics()
     for name, scores in metrics.items():
         table.add_row(name, f"{scores['miou']:.2f}", f"{scores['best_threshold']:.2f}")
+        best = sweeps.sweeps[name].scores().confusion
+        scores.update(mask_metrics(best, split.classes, options.ignored_prediction))
+    _add_classes(table, metrics["ensemble"])
     if options.crf:
         threshold, classes = metrics["ensemble"]["best_threshold"], len(split.classes) + 1
         confusion = np.zeros((classes, classes), np.int64)
@@ -255,11 +262,12 @@ def score_maps(split: Split, options: Arguments) -> Table:
                     bar.advance()
                     distributed.check()
         distributed.add_counts(confusion)
-        table.add_row(f"ensemble + CRF {options.crf}", f"{100 * segmentation_scores(confusion).miou:.2f}", "")
-    return table
+        metrics["crf"] = mask_metrics(confusion, split.classes, options.ignored_prediction)
+        table.add_row(f"ensemble + CRF {options.crf}", f"{metrics['crf']['miou']:.2f}", "")
+    return table, metrics
 
 
-def score_masks(split: Split, options: Arguments) -> Table:
+def score_masks(split: Split, options: Arguments) -> tuple[Table, dict[str, Any]]:
     """mIoU, coverage and each class of the masks in a folder."""
     items = distributed.share([*zip(split.records, _files(split, Path(str(options.masks)), ".png"), strict=True)])
     classes = len(split.classes) + 1
@@ -283,15 +291,25 @@ def score_masks(split: Split, options: Arguments) -> Table:
                 bar.advance()
                 distributed.check()
     distributed.add_counts(confusion)
-    metrics = mask_metrics(confusion, split.classes, options.ignored_prediction)
+    metrics = mask_metrics(confusion, split.classes, policy)
+    metrics["coverage"] = 100 * float(np.mean(distributed.unshare(covered)))
     table = Table("masks", "%", title=_title(options.masks, split))
-    table.add_row("mIoU", f"{metrics['miou']:.2f}")
-    share = 100 * float(np.mean(distributed.unshare(covered)))
-    table.add_row(f"coverage (255 counts as {options.ignored_prediction})", f"{share:.2f}")
-    table.add_row("pixel accuracy", f"{metrics['accuracy']:.2f}")
+    words = {
+        "miou": "mIoU",
+        "coverage": f"coverage (255 counts as {policy})",
+        "accuracy": "pixel accuracy",
+        "false_positives": "false positives, mean share of the union",
+        "false_negatives": "false negatives, mean share of the union",
+    }
+    for name, text in words.items():
+        table.add_row(text, f"{metrics[name]:.2f}")
+    _add_classes(table, metrics)
+    return table, metrics
+
+
+def _add_classes(table: Table, metrics: dict[str, Any]) -> None:
     for name, value in metrics["iou"].items():
         table.add_row(Text(f"  {name}"), "-" if value != value else f"{value:.2f}")
-    return table
 
 
 def _maps_and_image(read: Callable[[Record], CamSet], record: Record) -> PseudoInput:

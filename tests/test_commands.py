@@ -1,5 +1,6 @@
 """The commands as a user meets them: one run from images to report, its stages again, and other ways to run."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -61,15 +62,21 @@ def test_metrics_hold_what_the_contract_names_in_percent(finished: tuple[Path, P
 
 
 def test_the_stored_scores_are_those_of_the_stored_files(
-    finished: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+    finished: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, run = finished
     assert evaluate.main(["--data", str(data), "--cams", str(run / "cams")]) == 0
     assert f"{metrics(run)['cam']['ensemble']['miou']:.2f}" in capsys.readouterr().out
     assert evaluate.main(["--data", str(data), "--masks", str(run / "pseudo")]) == 0
     assert f"{metrics(run)['pseudo']['miou']:.2f}" in capsys.readouterr().out
-    assert evaluate.main(["--data", str(data), "--masks", str(run / "predictions"), "--split", "val"]) == 0
-    assert f"{metrics(run)['segmentation']['miou']:.2f}" in capsys.readouterr().out
+    file = tmp_path / "scores.json"
+    given = ["--masks", str(run / "predictions"), "--split", "val", "--scores", str(file)]
+    assert evaluate.main(["--data", str(data), *given]) == 0
+    stored = metrics(run)["segmentation"]
+    out = capsys.readouterr().out
+    for name in ("miou", "false_positives", "false_negatives"):
+        assert f"{stored[name]:.2f}" in out
+    assert json.loads(file.read_text()) == {**stored, "coverage": 100}
 
 
 def test_segmentation_with_true_tags_chooses_among_them(

@@ -1,5 +1,6 @@
 """Maps and pseudo labels of other projects, scored and used for stage 2 as they lie in their folders; VOC's server."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -63,9 +64,15 @@ def test_a_folder_of_maps_is_scored(
     project: str, voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     WRITERS[project](tmp_path, voc)
-    assert evaluate.main(["--data", str(voc), "--cams", str(tmp_path)]) == 0
+    file = tmp_path / "scores.json"
+    assert evaluate.main(["--data", str(voc), "--cams", str(tmp_path), "--scores", str(file)]) == 0
+    found = json.loads(file.read_text())["ensemble"]
+    assert (found["miou"] == 100) == (project != "oaa")  # the image without pictures is background
+    assert (found["curve"][0] < 20, max(found["curve"])) == (True, pytest.approx(found["miou"], abs=1e-4))
+    assert len(found["curve"]) == 60
     out = capsys.readouterr().out
-    assert ("100.00" in out) == (project != "oaa")  # the image without pictures is background
+    for name, value in found["iou"].items():
+        assert (f"{value:.2f}" if value is not None else "-") in next(x for x in out.splitlines() if f"  {name} " in x)
     records = open_dataset(voc).training.records
     read = open_maps(tmp_path, records)
     for number, record in enumerate(records):
