@@ -1,6 +1,5 @@
 """`gwsss_fast.Predictor`: what it accepts, what it gives, and what it needs."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from gwsss_fast.errors import GwsssError
 from gwsss_fast.inference import predictor as predictor_module
 from gwsss_fast.models.deeplab import predict_probabilities
 from gwsss_fast.training.checkpoints import load_checkpoint
+from tests.processes import python
 
 CLASSES = ("a", "b", "c")
 
@@ -181,7 +181,8 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, foun
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit elsewhere")
 def test_memory_for_24_megapixels_is_bounded() -> None:
     """Probabilities of the whole image alone would need 275 MiB; what may grow are the mask and one strip."""
-    done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True)
+    done = python(LARGE)
+    assert done.returncode == 0, done.stderr
     grown, shape = done.stdout.split(maxsplit=1)
     assert shape.strip() == "(4000, 6000)"
     assert float(grown) < 120

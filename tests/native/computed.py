@@ -1,6 +1,7 @@
-"""Results of the native operations: `python -m tests.native.computed FILE` writes those of a process of its own."""
+"""Results of the native operations, and those of a process of its own."""
 
 import sys
+from pathlib import Path
 from unittest import mock
 
 import torch
@@ -32,6 +33,7 @@ def results() -> list[Tensor]:
     return [x for values in found for part in values for x in part]
 
 
-if __name__ == "__main__":
-    torch.save(results(), sys.argv[1])
+def write(path: str | Path) -> None:
+    """Write the results of this process, and the instruction set that they were computed with to stdout."""
+    torch.save(results(), path)
     sys.stdout.write(library.information()["instruction set in use"])

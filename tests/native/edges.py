@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +13,8 @@ from benchmarks.cases import Operation
 from benchmarks.sizes import Size
 from gwsss_fast import ops
 from gwsss_fast.native import library
+from tests.processes import python
 
-ROOT = Path(__file__).resolve().parents[2]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 SIZES = (
     Size("one position", 1, 2, 1, 1, 20, 5),
@@ -61,14 +57,6 @@ def loose(x: Tensor) -> Tensor:
 
 def printed(code: str, **environment: str) -> dict[str, str]:
     """Lines "name: text" that a process of its own prints, whose last line says that it lives."""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        timeout=300,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python(code, **environment)
     assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["alive"]), done.stdout + done.stderr
     return dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)

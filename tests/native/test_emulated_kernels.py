@@ -4,9 +4,7 @@ What it cannot show: races that a fair order of threads hides, and how fast they
 """
 
 import hashlib
-import os
 import subprocess
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 
 from gwsss_fast.files import atomic_path, cache_folder
 from gwsss_fast.native import build
+from tests.processes import python
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent / "emulation"
@@ -88,9 +87,8 @@ def library() -> Path:
 
 def check(library: Path, case: str, gpu: str) -> None:
     names = ("EMULATED_CAPABILITY", "EMULATED_SHARED", "EMULATED_PTX")
-    settings = {**os.environ, **dict(zip(names, GPUS[gpu], strict=True))}
-    command = [sys.executable, "-m", "tests.native.emulation.checks", str(library), case]
-    done = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, check=False, timeout=300)
+    settings = dict(zip(names, GPUS[gpu], strict=True))
+    done = python(f"from tests.native.emulation import checks; checks.run({str(library)!r}, {case!r})", **settings)
     assert (done.returncode, done.stdout) == (0, "fine\n"), done.stdout + done.stderr[-3000:]
 
 

@@ -3,16 +3,13 @@
 In a process of its own, which a crash would end: each attempt prints a line.
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from gwsss_fast.native import library
+from tests.processes import python
 
-ROOT = Path(__file__).resolve().parents[2]
 CODE = """
 import torch
 from gwsss_fast import ops
@@ -114,9 +111,7 @@ def told() -> dict[str, str]:
     reason = library.prepare()
     if reason is not None:
         pytest.skip(reason)
-    done = subprocess.run(
-        [sys.executable, "-c", CODE], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = python(CODE)
     assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["alive"]), done.stdout + done.stderr
     return dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
 
@@ -153,8 +148,5 @@ def test_a_forced_backend_says_why_it_cannot(tmp_path: Path) -> None:
         "from gwsss_fast import ops\n"
         "try:\n    ops.backend('cpp').__enter__()\nexcept Exception as error:\n    print(type(error).__name__, error)"
     )
-    settings = {**os.environ, "GWSSS_NATIVE": "0", "GWSSS_CACHE": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=settings, capture_output=True, text=True, check=True
-    )
-    assert "GWSSS_NATIVE=0" in done.stdout
+    done = python(code, GWSSS_NATIVE="0", GWSSS_CACHE=str(tmp_path))
+    assert "GWSSS_NATIVE=0" in done.stdout, done.stderr

@@ -1,8 +1,6 @@
 """The instruction sets compute the same: this processor's own here, narrower ones each in a process of its own."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +8,7 @@ import torch
 
 from gwsss_fast.native import library
 from tests.native.computed import results
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.processes import python
 
 
 @pytest.mark.parametrize("wanted", ["", "sse9"])
@@ -20,10 +17,7 @@ def test_no_choice_and_an_unknown_one_take_the_widest(wanted: str) -> None:
     if reason is not None:
         pytest.skip(reason)
     code = "from gwsss_fast.native import library as l; l.prepare(); print(l.information()['instruction set in use'])"
-    settings = {**os.environ, "GWSSS_CPU": wanted}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=settings, cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = python(code, GWSSS_CPU=wanted)
     if "GWSSS_CPU" not in os.environ:
         assert done.stdout.strip() == library.information()["instruction set in use"]
     assert ("GWSSS_CPU=sse9 is not baseline, avx2 or avx512" in done.stderr) == (wanted != "")
@@ -35,14 +29,7 @@ def test_instruction_sets_agree(wanted: str, tmp_path: Path) -> None:
     if reason is not None:
         pytest.skip(reason)
     path = tmp_path / "results.pt"
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.native.computed", str(path)],
-        env={**os.environ, "GWSSS_CPU": wanted},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python(f"from tests.native import computed; computed.write({str(path)!r})", GWSSS_CPU=wanted)
     assert done.returncode == 0, done.stderr
     assert done.stdout in (wanted, "baseline")  # a processor without it takes the narrowest
     for value, other in zip(results(), torch.load(path), strict=True):

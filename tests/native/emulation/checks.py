@@ -1,11 +1,10 @@
-"""`python -m tests.native.emulation.checks LIBRARY CASE`: the kernels of an emulated GPU against the reference.
+"""The kernels of an emulated GPU against the reference.
 
 In a process of its own, as the emulated library has the names of the real one.
 """
 
 import itertools
 import re
-import sys
 
 import pytest
 import torch
@@ -101,8 +100,9 @@ def crf() -> None:
         assert (ours - expected).abs().max() <= 2e-4 * expected.abs().max() + 1e-6
 
 
-if __name__ == "__main__":
-    torch.ops.load_library(sys.argv[1])
+def run(library: str, case: str) -> None:
+    """One case by one thread; prints `fine` in the end."""
+    torch.ops.load_library(library)
     torch.set_num_threads(1)
-    {"dropout": dropout, "shifted": shifted, "refusals": refusals, "crf": crf}[sys.argv[2]]()
+    {"dropout": dropout, "shifted": shifted, "refusals": refusals, "crf": crf}[case]()
     print("fine")
