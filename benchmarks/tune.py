@@ -1,10 +1,11 @@
 """`python -m benchmarks.tune`: fills the table of kernel tiles of a card.
 
 On a GPU every kernel that has candidates is timed with them at the paper's and the large sizes, and the winners go to
-the user's own table, or with --ship to the table that is installed with the package. With --from-resources no GPU is
-needed and nothing is measured: each row names the heuristic's tiles, or where those have a problem on a card (spilled
-registers, too much shared memory, no tensor-core instruction, or not the card's fast one), the first candidate that has
-none; the file says so.
+the user's own table, with --ship also to the table that is installed with the package. They are compiled by several
+processes first, which takes most of the time: minutes on 16 cores for one dtype, see --sizes and --dtypes. With
+--from-resources no GPU is needed and nothing is measured: each row names the heuristic's tiles, or where those have a
+problem on a card (spilled registers, too much shared memory, no tensor-core instruction, or not the card's fast one),
+the first candidate that has none; the file says so.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from typing import Any
 
 import torch
 
-from benchmarks import checking, compile_ahead, launches, records
+from benchmarks import checking, compile_ahead, launches, preparing, records
 from benchmarks.cases import OPERATIONS
 from benchmarks.compile_ahead import Report
 from benchmarks.launches import Job
 from benchmarks.sizes import DTYPES, LARGE, PAPER, PAPER_8, Size
-from gwsss_fast import files
+from gwsss_fast import files, ops
 from gwsss_fast.launch import launcher, tuning
 from gwsss_fast.launch.launcher import Tiles
 from gwsss_fast.launch.tuning import Request
@@ -108,6 +109,22 @@ def from_resources(cards: Sequence[str], workers: int, output: Path) -> int:
     return left
 
 
+def compile_candidates(sizes: Iterable[Size], dtypes: Iterable[str], card: str, workers: int) -> tuple[int, int]:
+    """Fill Triton's cache with all that `measure` times; how many kernels were compiled, and how many refused."""
+    preparing.keep_one_cache()
+    wanted: dict[Job, None] = {}
+    for requests in asked(sizes, dtypes, card).values():
+        for request in requests.values():
+            for tiles in tuning.distinct([request.heuristic, *request.candidates]):
+                wanted |= dict.fromkeys(jobs_of(request, tiles, card))
+    refused = 0
+    for number, (_, error) in enumerate(compile_ahead.in_processes(preparing.make_ready, wanted, workers), 1):
+        refused += error is not None
+        if number % 100 == 0:
+            print(f"{number} of {len(wanted)} kernels compiled", flush=True)
+    return len(wanted) - refused, refused
+
+
 def measure(sizes: Iterable[Size], dtypes: Iterable[str], device: str) -> None:
     """Run every operation once forward and backward with tuning on."""
     os.environ["GWSSS_AUTOTUNE"] = "1"
@@ -116,17 +133,28 @@ def measure(sizes: Iterable[Size], dtypes: Iterable[str], device: str) -> None:
             for name in dtypes:
                 tensors = operation.inputs(size, DTYPES[name], device, 0)
                 if "triton" in operation.backends(tensors):
-                    checking.run(operation.call, tensors, operation.differentiable)
-                    print(f"{operation.label}, {size.name}, {name}")
+                    with ops.backend("triton"):
+                        checking.run(operation.call, tensors, operation.differentiable)
+                    print(f"{operation.label}, {size.name}, {name}", flush=True)
 
 
 def ship(card: str, device: str, output: Path) -> Path:
-    """Copy the user's table of `card` to where tables are installed from, saying where it was measured."""
-    rows = tuning.read_table(tuning.own_folder() / f"{card}.json")
-    about = f"Measured by `python -m benchmarks.tune` on {records.device_name(device)}, torch {torch.__version__}."
-    kernels = {name: [tuning.to_row(*row) for row in found] for name, found in rows.items()}
-    files.write_json(output / f"{card}.json", {"about": about, "kernels": kernels})
-    return output / f"{card}.json"
+    """Put the user's rows for `card` into the table that is installed, saying where they were measured; it keeps its
+    rows for other keys, and their order."""
+    rows, path = tuning.read_table(tuning.own_folder() / f"{card}.json"), output / f"{card}.json"
+    shipped = tuning.read_table(path)
+    kernels, left = {}, 0
+    for name in {**shipped, **rows}:
+        own, before = rows.get(name, []), shipped.get(name, [])
+        measured = {repr(sorted(key.items())): tiles for key, tiles in own}
+        order = [*before, *(row for row in own if row[0] not in [key for key, _ in before])]
+        left += sum(repr(sorted(key.items())) not in measured for key, _ in order)
+        kernels[name] = [tuning.to_row(key, measured.get(repr(sorted(key.items())), tiles)) for key, tiles in order]
+    about = f"Measured by `python -m benchmarks.tune` on {records.device_name(device)}, torch {torch.__version__}"
+    about += f"; {left} rows as they were before, see the file's history." if left else "."
+    files.write_json(path, {"about": about, "kernels": kernels})
+    tuning.read_again()
+    return path
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -135,7 +163,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--from-resources", action="store_true", help="without a GPU, from compiled kernels alone")
     parser.add_argument("--cards", nargs="+", default=["sm_80", "sm_90"], help="with --from-resources")
     parser.add_argument("--ship", action="store_true", help="write the table that is installed with the package")
-    parser.add_argument("--workers", type=int, default=2, help="compiling processes, with --from-resources")
+    parser.add_argument("--sizes", nargs="+", choices=[size.name for size in SIZES], help="what is timed; all of them")
+    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES), help="what is timed")
+    parser.add_argument("--workers", type=int, default=max(2, (os.cpu_count() or 2) - 2), help="compiling processes")
     options = parser.parse_args(words)
     if options.from_resources:
         return int(from_resources(options.cards, options.workers, tuning.SHIPPED) > 0)
@@ -143,9 +173,13 @@ def main(words: Sequence[str] | None = None) -> int:
         print("benchmarks.tune: no CUDA GPU is visible to PyTorch; --from-resources needs none", file=sys.stderr)
         return 2
     device = "cuda:0"
-    measure(SIZES, DTYPES, device)
+    sizes = [size for size in SIZES if options.sizes is None or size.name in options.sizes]
+    card = preparing.card_of(device)
+    compiled, refused = compile_candidates(sizes, options.dtypes, card, options.workers)
+    print(f"{compiled} kernels compiled, {refused} refused", flush=True)
+    measure(sizes, options.dtypes, device)
     if options.ship:
-        print(f"written: {ship(tuning.card_of(torch.empty(1, device=device)), device, tuning.SHIPPED)}")
+        print(f"written: {ship(card, device, tuning.SHIPPED)}")
     return 0
 
 

@@ -10,6 +10,7 @@ spilling, as compiled for sm_80, sm_90 and sm_100. None of them has been timed.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 from gwsss_fast.launch.launcher import Tiles, blocks, power_of_two
@@ -17,21 +18,24 @@ from gwsss_fast.launch.launcher import Tiles, blocks, power_of_two
 # Cards by the shared memory of one program: 227 KiB, 163 KiB; all others have 99 KiB.
 LARGE, MEDIUM = ("none", "sm_90", "sm_100", "sm_103"), ("sm_80", "sm_87")
 BLACKWELL = ("sm_100", "sm_103")
+DEEP = ("none", "sm_90", *MEDIUM)
 
 
 def _tiles(warps: int, stages: int, **sizes: int) -> Tiles:
     return Tiles({f"BLOCK_{name}" if name != "HELD" else name: size for name, size in sizes.items()}, warps, stages)
 
 
-def candidates(heuristic: Tiles) -> list[Tiles]:
+@functools.cache  # every start of a kernel asks, as it does for the functions below
+def candidates(heuristic: Tiles) -> tuple[Tiles, ...]:
     """What may be faster than `heuristic` on a card, for tuning: other positions of the partner at a time, warps and
     stages."""
     sizes = [{**heuristic.blocks, "BLOCK_N": height} for height in (16, 32, 64, 128)]
-    return [
+    return tuple(
         replace(heuristic, blocks=x, num_warps=warps, num_stages=n) for x in sizes for warps in (4, 8) for n in (2, 3)
-    ]
+    )
 
 
+@functools.cache
 def weighted(
     rank: int, channels: int, arithmetic: str, card: str, few: bool, forward: bool = False, addends: bool = False
 ) -> Tiles:
@@ -39,14 +43,19 @@ def weighted(
     statistics, of BLOCK_S positions at a time; addends: with others added to the sum."""
     tiles, statistics = _weighted(power_of_two(rank), power_of_two(channels), arithmetic, card, few, forward, addends)
     more = {"BLOCK_S": statistics} if forward else {}
-    return _for_rows(replace(tiles, blocks={**tiles.blocks, **more}), rank, channels, arithmetic)
+    return _for_rows(replace(tiles, blocks={**tiles.blocks, **more}), rank, channels, arithmetic, card)
 
 
-def _for_rows(tiles: Tiles, rank: int, channels: int, arithmetic: str) -> Tiles:
-    """tiles, or what rows need that do not begin at multiples of 16 values: there each has an address of its own."""
+def _for_rows(tiles: Tiles, rank: int, channels: int, arithmetic: str, card: str) -> Tiles:
+    """tiles, or what rows need that do not begin at multiples of 16 values: there each has an address of its own.
+
+    Of two stages the copies for the next tile begin where a tile's work ends, and are waited for at once; of three they
+    have a whole tile's work to hide behind. On H100- and A100-class cards these fit with up to 128 columns of factors.
+    """
     aligned = rank % 16 == 0 and channels % 16 == 0
     if aligned and arithmetic != "tf32":
-        return tiles
+        deep = card in DEEP and arithmetic == "16-bit" and rank <= 128
+        return replace(tiles, num_stages=max(tiles.num_stages, 3)) if deep else tiles
     smaller = {}
     if not aligned and arithmetic == "ieee":
         names = ["BLOCK_N"] if "HELD" in tiles.blocks else ["BLOCK_M", "BLOCK_N"]
@@ -73,14 +82,16 @@ def _weighted(d: int, c: int, arithmetic: str, card: str, few: bool, forward: bo
     return _tiles(8, 2, M=128, N=height, D=d, K=d, C=min(c, 256)), statistics
 
 
+@functools.cache
 def receivers(rank: int, channels: int, arithmetic: str, card: str) -> Tiles:
     """Tiles of the kernels that make the gradients of the receivers' factors."""
-    return _for_rows(_factors(rank, channels, arithmetic, card, two=True), rank, channels, arithmetic)
+    return _for_rows(_factors(rank, channels, arithmetic, card, two=True), rank, channels, arithmetic, card)
 
 
+@functools.cache
 def senders(rank: int, channels: int, arithmetic: str, card: str) -> Tiles:
     """Tiles of the kernels that make the gradients of the senders' factors."""
-    return _for_rows(_factors(rank, channels, arithmetic, card, two=False), rank, channels, arithmetic)
+    return _for_rows(_factors(rank, channels, arithmetic, card, two=False), rank, channels, arithmetic, card)
 
 
 def _factors(rank: int, channels: int, arithmetic: str, card: str, two: bool) -> Tiles:

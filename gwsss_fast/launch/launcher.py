@@ -25,6 +25,9 @@ class Tiles:
     num_stages: int = 2
     registers: int | None = None
 
+    def __hash__(self) -> int:
+        return hash((tuple(self.blocks.items()), self.num_warps, self.num_stages, self.registers))
+
     @property
     def options(self) -> dict[str, int]:
         """Triton's names for what is no argument of the kernel."""

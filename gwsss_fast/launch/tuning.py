@@ -76,7 +76,11 @@ def dtype_name(tensor: Tensor) -> str:
 
 def own_folder() -> Path:
     """Where configurations found on this machine are kept."""
-    base = os.environ.get("GWSSS_CACHE") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return _tuned_in(os.environ.get("GWSSS_CACHE") or os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+
+
+@functools.cache
+def _tuned_in(base: str) -> Path:
     return Path(base).expanduser() / "gwsss_fast_tuned"
 
 
@@ -114,10 +118,22 @@ def lookup(name: str, card: str, key: Key, blocks: Sequence[str], folder: Path) 
 
     blocks: the names of the kernel's block sizes; a row with others was written for another version of it.
     """
+    return _lookup(name, card, tuple(key.items()), tuple(blocks), folder)
+
+
+@functools.lru_cache(maxsize=4096)  # every start of a kernel asks
+def _lookup(name: str, card: str, items: tuple[tuple[str, Any], ...], blocks: tuple[str, ...], folder: Path) -> Any:
+    key = dict(items)
     for wanted, tiles in read_table(folder / f"{card}.json").get(name, []):
         if all(key.get(field) == value for field, value in wanted.items()) and set(tiles.blocks) == set(blocks):
             return tiles
     return None
+
+
+def read_again() -> None:
+    """Tables may have been written since they were read."""
+    read_table.cache_clear()
+    _lookup.cache_clear()
 
 
 def tiles_for(
@@ -173,8 +189,8 @@ def tune(name: str, card: str, key: Key, candidates: Sequence[Tiles], run: Calla
             with contextlib.redirect_stdout(io.StringIO()):  # Triton prints the whole program that ptxas refused
                 timed.append((measure(functools.partial(run, tiles)), number))
         except _refusals() as error:
-            if type(error) is RuntimeError and "PassManager::run failed" not in str(error):
-                raise  # nothing that the compiler gave up on
+            if isinstance(error, RuntimeError) and "PassManager::run failed" not in str(error):
+                raise  # nothing that the compiler gave up on: a mistake of ours, or of a kernel that broke the GPU
             log.info("%s: %s cannot run: %s", name, tiles, str(error).splitlines()[0] if str(error) else error)
     if not timed:
         return candidates[0]
@@ -195,12 +211,12 @@ def _refusals() -> tuple[type[Exception], ...]:
 def keep(card: str, name: str, key: Key, tiles: Tiles) -> None:
     """Write a row to the user's table, before all others and instead of one with the same key."""
     path = own_folder() / f"{card}.json"
-    read_table.cache_clear()  # another process may have written since
+    read_again()  # another process may have written since
     tables = {kernel: [to_row(*row) for row in rows] for kernel, rows in read_table(path).items()}
     others = [row for row in tables.get(name, []) if row["key"] != key]
     tables[name] = [to_row(key, tiles), *others]
     files.write_json(path, {"about": OWN_ABOUT, "kernels": tables})
-    read_table.cache_clear()
+    read_again()
 
 
 __all__ = ["Request", "Tiles", "card_of", "dtype_name", "interpreted", "launch", "lookup", "recording", "tiles_for"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import compile_ahead, tune
+from benchmarks import compile_ahead, preparing, tune
 from benchmarks.compile_ahead import Report
 from benchmarks.launches import Job
 from benchmarks.sizes import DTYPES
@@ -94,6 +94,42 @@ def test_shipping_names_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     content = json.loads(tune.ship("sm_90", "cpu", tmp_path / "shipped").read_text())
     assert content["about"].startswith("Measured by")
     assert content["kernels"] == {"kernel": [tuning.to_row(KEY, size(64))]}
+
+
+def test_shipping_keeps_the_rows_that_were_not_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GWSSS_CACHE", str(tmp_path / "own"))
+    other, new = {**KEY, "C": 64}, {**KEY, "C": 32}
+    rows = {"kernel": [tuning.to_row(other, size(16)), tuning.to_row(KEY, size(32))]}
+    (tmp_path / "sm_90.json").write_text(json.dumps({"about": "Not measured.", "kernels": rows}))
+    tuning.keep("sm_90", "kernel", KEY, size(64))
+    tuning.keep("sm_90", "kernel", new, size(128))
+    content = json.loads(tune.ship("sm_90", "cpu", tmp_path).read_text())
+    assert "; 1 rows as they were before" in content["about"]
+    expected = [(other, size(16)), (KEY, size(64)), (new, size(128))]
+    assert content["kernels"] == {"kernel": [tuning.to_row(*row) for row in expected]}
+
+
+def test_all_that_is_timed_is_compiled_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By several processes, in whose cache the first start finds it."""
+    requests = {
+        name: Request("kernel", KEY, size(128), (size(64), size(128), last), run) for name, last in LAST.items()
+    }
+    monkeypatch.setattr(tune, "asked", lambda sizes, dtypes, card: {"kernel": requests})
+    monkeypatch.setattr(preparing, "keep_one_cache", lambda: None)
+    given: list[Any] = []
+
+    def in_processes(function: Any, jobs: Any, workers: int) -> Any:
+        given.extend([function, workers])
+        for job in jobs:
+            given.append(dict(job.constants)["BLOCK_M"])
+            yield job, "too large" if given[-1] == 64 else None
+
+    monkeypatch.setattr(compile_ahead, "in_processes", in_processes)
+    assert tune.compile_candidates([tune.PAPER], ["bfloat16"], "sm_90", 5) == (3, 1)
+    assert given == [preparing.make_ready, 5, 128, 64, 16, 32]
+
+
+LAST = {"one": size(16), "other": size(32)}
 
 
 def test_launchers_ask_with_candidates_that_can_be_recorded() -> None:

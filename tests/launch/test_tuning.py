@@ -32,9 +32,9 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.delenv("GWSSS_AUTOTUNE", raising=False)
-    tuning.read_table.cache_clear()
+    tuning.read_again()
     yield
-    tuning.read_table.cache_clear()
+    tuning.read_again()
 
 
 def table(folder: Path, *rows: dict[str, Any], card: str = "sm_90") -> Path:
@@ -75,7 +75,7 @@ def test_own_rows_come_before_shipped_ones(tmp_path: Path) -> None:
     table(tmp_path / "shipped", tuning.to_row({}, SMALLER))
     assert tiles() == SMALLER
     table(tuning.own_folder(), tuning.to_row(KEY, LARGER))
-    tuning.read_table.cache_clear()
+    tuning.read_again()
     assert tiles() == LARGER
 
 
@@ -83,7 +83,7 @@ def test_rows_of_another_card_and_of_another_version_do_not_apply(tmp_path: Path
     table(tmp_path / "shipped", tuning.to_row({}, SMALLER), card="sm_80")
     assert tiles() == HEURISTIC
     table(tmp_path / "shipped", tuning.to_row({}, Tiles({"BLOCK_M": 16})))
-    tuning.read_table.cache_clear()
+    tuning.read_again()
     assert tiles() == HEURISTIC
 
 
@@ -148,7 +148,7 @@ def test_candidates_that_the_card_refuses_are_passed_over(refusal: Exception, mo
     assert not tuning.own_folder().exists()
 
 
-@pytest.mark.parametrize("kind", [ValueError, RuntimeError])
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError, torch.AcceleratorError, torch.OutOfMemoryError])
 def test_an_error_of_the_kernel_itself_is_not_hidden(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GWSSS_AUTOTUNE", "1")
     fake_times(monkeypatch, {})

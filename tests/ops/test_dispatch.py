@@ -78,3 +78,13 @@ def test_wide_factors_in_tf32_fit_small_cards() -> None:
     """At 32 positions of the partner they need 104 KiB of the 99 there are."""
     sizes = {card: edge_tiles.weighted(256, 1024, "tf32", card, False).blocks["BLOCK_N"] for card in ("sm_89", "sm_90")}
     assert sizes == {"sm_89": 16, "sm_90": 32}
+
+
+def test_copies_have_a_tiles_work_to_hide_behind_where_three_stages_fit() -> None:
+    for card, rank, arithmetic, stages in (
+        *(("sm_90", 128, "16-bit", 3), ("sm_80", 128, "16-bit", 3), ("sm_90", 16, "16-bit", 3)),
+        *(("sm_90", 256, "16-bit", 2), ("sm_100", 128, "16-bit", 2), ("sm_89", 128, "16-bit", 2)),
+        *(("sm_90", 5, "16-bit", 2), ("sm_90", 128, "ieee", 2), ("sm_90", 128, "tf32", 2)),
+    ):
+        tiles = edge_tiles.weighted(rank, 512, arithmetic, card, False, True)
+        assert tiles.num_stages == stages, (card, rank, arithmetic)
