@@ -10,3 +10,9 @@ class GwsssError(ValueError):
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM has come, as from a batch system whose time is up."""
+
+
+def first_line(error: Exception | str) -> str:
+    """What another library says, as a part of one line: its first line, else the error's kind, cut at 300 letters."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)[:300]

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,15 +19,14 @@ from torch import Tensor, nn
 
 from gwsss_fast import __version__, cli, distributed, files
 from gwsss_fast.config import Config, absolute_paths, read_config
-from gwsss_fast.data.images import IMAGE_EXTENSIONS, read_image
 from gwsss_fast.data.palette import voc_palette
 from gwsss_fast.data.transforms import MEAN, STD
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.export import agreement, build_engines, onnx_files, programs, tables
-from gwsss_fast.export.agreement import BOUNDS, Sample
-from gwsss_fast.export.deployed import deployed, least_side, usual
-from gwsss_fast.export.metadata import Metadata, Range, weights_checksum, write_beside
-from gwsss_fast.export.runtimes import prepare
+from gwsss_fast.export.agreement import BOUNDS
+from gwsss_fast.export.deployed import USUAL_SIDE, deployed, least_side
+from gwsss_fast.export.metadata import Metadata, Range, weights_checksum, within, write_beside
+from gwsss_fast.export.samples import Sample, network_inputs, read_sample, samples_below
 from gwsss_fast.training.build import load_classifier
 from gwsss_fast.training.checkpoints import load_checkpoint
 from gwsss_fast.training.precision import choose_device, set_threads
@@ -110,6 +109,7 @@ class Export:
     metadata: Metadata
     device: torch.device
     output: Path
+    calibration: list[Sample] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     parsed: build_engines.Parsed | None = None
 
@@ -129,6 +129,7 @@ def _command(arguments: Sequence[str]) -> bool:
     samples, source = report_samples(export)
     with files.atomic_path(export.output) as temporary:
         write(export, temporary)
+    _report_of(export.output).unlink(missing_ok=True)  # it was another file's
     write_beside(export.output, export.metadata)
     print(f"{export.output}: {export.metadata.format}, {export.metadata.precision}")
     return report(export, samples, source)
@@ -152,7 +153,9 @@ def open_export(options: Arguments) -> Export:
         body, name = network.backbone, config.model.backbone
     metadata = _metadata(options, config, network, body, classes)  # type: ignore[arg-type]
     metadata = replace(metadata, body=name, device=_made_for(options, device))
-    return Export(options, config, network.to(device), metadata, device, output)
+    wanted = options.calibration
+    calibration = samples_below(wanted, "--calibration", options.calibration_images) if wanted is not None else []
+    return Export(options, config, network.to(device), metadata, device, output, calibration)
 
 
 def _metadata(
@@ -231,7 +234,12 @@ def _device(options: Arguments) -> torch.device:
         raise GwsssError("--precision int8 and --calibration FOLDER belong together")
     if options.precision == "int8" and options.builder == "torch-tensorrt":
         raise GwsssError("--precision int8 comes by way of ONNX; use --builder onnx")
-    return choose_device(options.device)
+    if options.masks is not None and options.images is None:
+        raise GwsssError("--masks belongs to --images FOLDER; without it the run's own validation masks are used")
+    device = choose_device(options.device)
+    if options.format == "tensorrt" and device.type != "cuda":
+        raise GwsssError(f"--device {options.device}: TensorRT builds an engine for a GPU; use auto or cuda")
+    return device
 
 
 def _made_for(options: Arguments, device: torch.device) -> str:
@@ -296,11 +304,10 @@ def _write_onnx(export: Export, program: torch.export.ExportedProgram, path: Pat
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "plain.onnx"
         onnx_files.write_onnx(program, plain, export.metadata)
-        images = _images_of(Path(str(export.options.calibration)), "--calibration")
-        chosen = images[: export.options.calibration_images]
-        inputs = (prepare(read_image(file), export.metadata) for file in chosen)
+        inputs = (images for images, _ in network_inputs(export.calibration, export.metadata))
         onnx_files.quantise(plain, path, inputs, export.metadata)
-        export.notes.append(f"int8: ranges taken from {len(chosen)} images of {export.options.calibration}")
+        number = len(export.calibration)
+        export.notes.append(f"int8: ranges taken from {number} images of {export.options.calibration}")
 
 
 def report_samples(export: Export) -> tuple[list[Sample], str]:
@@ -310,19 +317,14 @@ def report_samples(export: Export) -> tuple[list[Sample], str]:
     """
     options, classes = export.options, len(export.metadata.classes)
     if options.images is not None:
-        found = _images_of(Path(options.images), "--images")[: options.report_images]
-        masks = [_mask_of(file, options.masks) for file in found]
-        triples: Iterator[tuple[str, Any, Path | None]] = (
-            (file.stem, read_image(file), mask) for file, mask in zip(found, masks, strict=True)
-        )
-        return agreement.read_samples(triples, classes), f"{len(found)} images of {options.images}"
+        found = samples_below(options.images, "--images", options.report_images, options.masks, classes)
+        return found, f"{len(found)} images of {options.images}"
     try:
         split = open_data(export.config.data).validation
         if split is not None and len(split):
             records = split.records[: options.report_images]
-            triples = ((record.id, read_image(record.image), record.mask) for record in records)
-            words = f"{len(records)} validation images of {export.config.data.root}"
-            return agreement.read_samples(triples, classes), words
+            found = [read_sample(record.id, record.image, record.mask, classes) for record in records]
+            return found, f"{len(found)} validation images of {export.config.data.root}"
         reason = "the checkpoint's data set has no validation images"
     except GwsssError as error:
         reason = f"the checkpoint's data is not here ({error})"
@@ -340,18 +342,6 @@ def generated_samples() -> list[Sample]:
     return [Sample(f"generated_{number}", Image.fromarray(render(scene)[0])) for number, scene in enumerate(scenes)]
 
 
-def _images_of(folder: Path, option: str) -> list[Path]:
-    found = sorted(x for x in folder.rglob("*") if x.suffix.lower() in IMAGE_EXTENSIONS and x.is_file())
-    if not found:
-        raise GwsssError(f"{option} {folder}: no image there")
-    return found
-
-
-def _mask_of(image: Path, folder: str | None) -> Path | None:
-    mask = None if folder is None else Path(folder) / f"{image.stem}.png"
-    return mask if mask is not None and mask.is_file() else None
-
-
 def report(export: Export, samples: list[Sample], source: str) -> bool:
     """Compare, time, write FILE.report.json and print it. Whether the agreement reaches the bound."""
     options, metadata = export.options, export.metadata
@@ -362,7 +352,7 @@ def report(export: Export, samples: list[Sample], source: str) -> bool:
         found = eager(images.to(export.device))
         return (found if isinstance(found, Tensor) else found[2].flatten(0, 1)).cpu()
 
-    side = max(usual(metadata.height, 321), usual(metadata.width, 321))
+    side = max(within(USUAL_SIDE, metadata.height), within(USUAL_SIDE, metadata.width))
     found = agreement.compare(run_eager, runtimes, samples, metadata)
     timings = agreement.measure(run_eager, runtimes, metadata, options.batch_sizes, side, options.repeats, seconds=30.0)
     bound = BOUNDS[metadata.precision] if options.bound is None else options.bound
@@ -381,9 +371,13 @@ def report(export: Export, samples: list[Sample], source: str) -> bool:
     }
     if export.parsed is not None:
         facts["parsed"] = asdict(export.parsed)
-    files.write_json(f"{export.output}.report.json", facts)
+    files.write_json(_report_of(export.output), facts)
     tables.show(facts)
     return passed
+
+
+def _report_of(output: Path) -> Path:
+    return Path(f"{output}.report.json")
 
 
 if __name__ == "__main__":

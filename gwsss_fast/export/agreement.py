@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from gwsss_fast.data.images import read_mask
 from gwsss_fast.evaluation.segmentation import confusion_matrix, segmentation_scores
-from gwsss_fast.export.deployed import example_images, usual
-from gwsss_fast.export.metadata import Metadata
-from gwsss_fast.export.runtimes import Runtime, labels_of, prepare
+from gwsss_fast.export.deployed import example_images
+from gwsss_fast.export.metadata import Metadata, within
+from gwsss_fast.export.runtimes import Runtime, labels_of
+from gwsss_fast.export.samples import Sample, network_inputs
 
 BOUNDS = {"fp32": 0.999, "bf16": 0.98, "fp16": 0.99, "int8": 0.95}
 """Least pixel agreement with eager fp32 that passes."""
@@ -26,29 +22,16 @@ EAGER = "eager fp32"
 Model = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Sample:
-    """An image that is compared, and the mask (H, W) it is scored against, if there is one."""
-
-    name: str
-    image: Image.Image
-    mask: NDArray[np.uint8] | None = None
-
-
-def read_samples(images: Iterable[tuple[str, Image.Image, Path | None]], num_classes: int) -> list[Sample]:
-    """Samples with their masks read. Raises GwsssError for a mask that cannot be read."""
-    return [Sample(name, image, None if mask is None else read_mask(mask, num_classes)) for name, image, mask in images]
-
-
 def compare(eager: Model, runtimes: Sequence[Runtime], samples: Sequence[Sample], metadata: Metadata) -> dict[str, Any]:
     """Agreement of each runtime with eager fp32 on `samples`, by the runtime's name.
 
     Each: pixels, pixel_agreement (share of equal labels), logit_difference (largest, where there are logits) and
     logit_scale (largest of eager's), and where samples have masks miou, miou_eager and miou_difference, in percent.
-    Labels are those at the size of the input; groups of one kind of image are made of the samples in turn.
+    Labels are those at the size of the input. Where an output is not finite none of its pixels counts as equal, and
+    the difference is not a number.
     """
     tallies = [_Tally(len(metadata.labels)) for _ in runtimes]
-    for images, masks in _inputs(samples, metadata):
+    for images, masks in network_inputs(samples, metadata):
         size = tuple(images.shape[-2:])
         with torch.inference_mode():
             wanted = eager(images).float()
@@ -65,24 +48,6 @@ def maps_of(runtime: Runtime, images: Tensor) -> Tensor:
     return found["maps"].flatten(0, 1) if "maps" in found else next(iter(found.values()))
 
 
-def _inputs(samples: Sequence[Sample], metadata: Metadata) -> Iterable[tuple[Tensor, list[NDArray[np.uint8] | None]]]:
-    """Network inputs one after another, and the masks at their size."""
-    least = metadata.batch[0]
-    if metadata.group_size is not None:
-        size = metadata.fixed_size or samples[0].image.size[::-1]
-        alike = [prepare(x.image.resize(size[::-1]), metadata) for x in samples]
-        chosen = [alike[number % len(alike)] for number in range(least * metadata.group_size)]
-        yield torch.cat(chosen).unflatten(0, (least, metadata.group_size)), [None]
-        return
-    for sample in samples:
-        images = prepare(sample.image, metadata)
-        height, width = images.shape[-2:]
-        mask = sample.mask
-        if mask is not None and mask.shape != (height, width):
-            mask = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
-        yield images.expand(least, -1, -1, -1), [mask]
-
-
 class _Tally:
     """Sums over the images that one runtime has seen."""
 
@@ -93,11 +58,13 @@ class _Tally:
         self.confusions = np.zeros((2, labels, labels), np.int64)
 
     def add(self, wanted: Tensor, found: Tensor, expected: Tensor, labels: Tensor, masks: list[Any]) -> None:
-        self.equal += int((expected == labels).sum())
+        finite = bool(found.isfinite().all())  # the largest of numbers that are none has an index like any other
+        self.equal += int((expected == labels).sum()) * finite
         self.pixels += expected.numel()
         self.scale = max(self.scale, float(wanted.abs().max()))
         if found.shape == wanted.shape and found.is_floating_point():
-            self.difference = max(self.difference, float((found - wanted).abs().max()))
+            difference = float((found - wanted).abs().max()) if finite else float("nan")
+            self.difference = float(np.maximum(self.difference, difference))  # nan stays
         else:
             self.with_logits = False
         for mask, first, second in zip(masks, expected, labels, strict=False):
@@ -134,7 +101,7 @@ def measure(
     fitting = [x for x in dict.fromkeys(batches) if low <= x and (high is None or x <= high)] or [low]
     rows = []
     for batch in fitting:
-        height, width = usual(metadata.height, side), usual(metadata.width, side)
+        height, width = within(side, metadata.height), within(side, metadata.width)
         images = example_images(metadata, height, width, batch)
         runners: list[tuple[str, Callable[[Tensor], Any]]] = [(EAGER, eager)]
         runners += [(runtime.name, runtime.outputs) for runtime in runtimes]

@@ -16,11 +16,11 @@ import torch
 from torch.export import ExportedProgram
 
 from gwsss_fast import files
-from gwsss_fast.errors import GwsssError
+from gwsss_fast.errors import GwsssError, first_line
 from gwsss_fast.export.contents import ENGINE_MARK
-from gwsss_fast.export.deployed import USUAL_SIDE, usual
+from gwsss_fast.export.deployed import USUAL_SIDE
 from gwsss_fast.export.engines import MODULES, NAMES, capability, logger
-from gwsss_fast.export.metadata import Metadata, Range
+from gwsss_fast.export.metadata import Metadata, Range, within
 from gwsss_fast.export.runtimes import require
 
 LONGEST_NAME = 4096  # of a network, in bytes
@@ -48,7 +48,7 @@ def profile(metadata: Metadata) -> tuple[Shape, Shape, Shape]:
         return (batch, *group, 3, height, width)
 
     least, largest = (shape(*(int(span[end] or 0) for span in spans)) for end in (0, 1))
-    usually = shape(*(usual(span, value) for span, value in zip(spans, (1, USUAL_SIDE, USUAL_SIDE), strict=True)))
+    usually = shape(*(within(value, span) for value, span in zip((1, USUAL_SIDE, USUAL_SIDE), spans, strict=True)))
     return least, usually, largest
 
 
@@ -71,7 +71,7 @@ def build_engine(
     parser = library.OnnxParser(network, messages)
     if not parser.parse(onnx_file.read_bytes()):
         reason = parser.get_error(0).desc() if parser.num_errors else messages.last
-        raise GwsssError(f"{name} {library.__version__} cannot parse this network: {reason.splitlines()[0][:300]}")
+        raise GwsssError(f"{name} {library.__version__} cannot parse this network: {first_line(reason)}")
     parsed = _facts(network)
     _check(parsed, metadata, name)
     network.name = network_name(metadata)
@@ -108,8 +108,8 @@ def build_by_torch_tensorrt(program: ExportedProgram, path: Path, metadata: Meta
             program, arg_inputs=[images], use_explicit_typing=True, disable_tf32=True, timing_cache_path=str(cache)
         )
     except Exception as error:
-        reason = next((x.strip() for x in str(error).splitlines() if x.strip()), type(error).__name__)
-        raise GwsssError(f"torch-tensorrt {library.__version__} cannot build this network: {reason[:300]}") from error
+        reason = first_line(error)
+        raise GwsssError(f"torch-tensorrt {library.__version__} cannot build this network: {reason}") from error
     path.write_bytes(bytes(plan))
 
 
@@ -184,12 +184,15 @@ def _with_timing_cache(library: ModuleType, builder: Any, network: Any, config: 
     """The serialized engine; kernels that were timed before, by whatever export, are not timed again."""
     place = torch.device(device)
     file = timing_cache(library, place)
-    config.set_timing_cache(config.create_timing_cache(file.read_bytes() if file.is_file() else b""), False)
     with torch.cuda.device(place):
+        cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
+        if cache is None or not config.set_timing_cache(cache, False):  # damaged, or of another driver
+            cache = config.create_timing_cache(b"")
+            config.set_timing_cache(cache, False)
         plan = builder.build_serialized_network(network, config)
     if plan is not None:
         with files.atomic_path(file) as temporary:
-            temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
+            temporary.write_bytes(bytes(cache.serialize()))
     return plan
 
 

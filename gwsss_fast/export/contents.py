@@ -64,12 +64,19 @@ def read_metadata(path: str | Path) -> Metadata:
 
 
 def archive_names(path: Path) -> list[str]:
-    """Names in a zip archive below its top folder. Raises GwsssError when it is damaged."""
+    """Names in a zip archive below its top folder.
+
+    Raises GwsssError when it is damaged, and where two names differ in capital letters alone or not at all: which of
+    them PyTorch would read, who looks at one of them cannot tell.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            return [name.partition("/")[2] for name in archive.namelist()]
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+            names = [name.partition("/")[2] for name in archive.namelist()]
+    except Exception as error:  # a damaged archive raises almost anything
         raise GwsssError(f"{path} is damaged ({error}); copy or export it again") from None
+    if len({name.lower() for name in names}) != len(names):
+        raise GwsssError(f"{path} is damaged (it holds a name twice); copy or export it again")
+    return names
 
 
 def archive_bytes(path: Path, name: str) -> bytes:
@@ -80,7 +87,7 @@ def archive_bytes(path: Path, name: str) -> bytes:
             return archive.read(full)
     except StopIteration:
         raise GwsssError(f"{path} lacks {name}; export it again") from None
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+    except Exception as error:
         raise GwsssError(f"{path} is damaged ({error}); copy or export it again") from None
 
 
@@ -129,7 +136,7 @@ def _engine_text(path: Path) -> str | None:
         text = content[start : start + LONGEST_JSON].decode("ascii", "replace")
     try:
         _, end = json.JSONDecoder().raw_decode(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return text[:end]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gwsss_fast.errors import GwsssError
-from gwsss_fast.export.metadata import Metadata, Range
+from gwsss_fast.export.metadata import Metadata, within
 from gwsss_fast.models.deeplab import DeepLabV2
 from gwsss_fast.models.group_classifier import GroupClassifier
 
@@ -90,15 +90,10 @@ def least_side(body: nn.Module) -> int:
     raise GwsssError(f"the backbone takes no image of {WIDEST_PROBE}x{WIDEST_PROBE}; export it with fixed sizes")
 
 
-def usual(span: Range, value: int) -> int:
-    """`value`, or the nearest to it within the limits."""
-    low, high = span
-    return max(low, value if high is None else min(value, high))
-
-
 def example_images(metadata: Metadata, height: int = 65, width: int = 73, batch: int = USUAL_BATCH) -> Tensor:
     """An input of a size that the model takes, near the one given; values as after normalisation."""
-    shape: list[Any] = [usual(metadata.batch, batch), 3, usual(metadata.height, height), usual(metadata.width, width)]
+    sides = within(height, metadata.height), within(width, metadata.width)
+    shape: list[Any] = [within(batch, metadata.batch), 3, *sides]
     if metadata.group_size is not None:
         shape.insert(1, metadata.group_size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))

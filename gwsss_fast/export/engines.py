@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gwsss_fast.errors import GwsssError
+from gwsss_fast.errors import GwsssError, first_line
 from gwsss_fast.export.metadata import Metadata
 from gwsss_fast.export.runtimes import Runtime, require
 
@@ -20,7 +20,7 @@ DTYPES |= {"INT64": torch.int64, "UINT8": torch.uint8, "BOOL": torch.bool, "INT8
 
 
 class EngineRuntime(Runtime):
-    """An engine on the GPU it was built for, fed from PyTorch's memory on PyTorch's stream."""
+    """An engine on the GPU it was built for, fed from PyTorch's memory."""
 
     def __init__(self, path: Path, metadata: Metadata, device: str = "auto") -> None:
         name = NAMES[metadata.format]
@@ -32,17 +32,19 @@ class EngineRuntime(Runtime):
         library = require(MODULES[metadata.format], metadata.format, f"this file is run by {name}")
         self.device = torch.device("cuda" if device == "auto" else device)
         self.messages = logger(library)
-        self.runtime = library.Runtime(self.messages)
-        self.engine = self._read(library, path, metadata, name)
-        self.context = self.engine.create_execution_context()
+        with torch.cuda.device(self.device):
+            self.runtime = library.Runtime(self.messages)
+            self.engine = self._read(library, path, metadata, name)
+            self.context = self.engine.create_execution_context()
+        # On the default stream the library waits for the whole GPU before and after.
+        self.stream = torch.cuda.Stream(self.device)
         if self.context is None:
             raise GwsssError(f"{path}: {name} has no memory to run this engine ({self.messages.last})")
         self.metadata = metadata
         self.name = f"{name} {library.__version__}, {torch.cuda.get_device_name(self.device)}"
 
     def _read(self, library: ModuleType, path: Path, metadata: Metadata, name: str) -> Any:
-        with torch.cuda.device(self.device):
-            engine = self.runtime.deserialize_cuda_engine(path.read_bytes())
+        engine = self.runtime.deserialize_cuda_engine(path.read_bytes())
         if engine is None:
             made_with = metadata.versions.get(MODULES[metadata.format], "of another version")
             raise GwsssError(
@@ -67,10 +69,10 @@ class EngineRuntime(Runtime):
                     shape = tuple(self.context.get_tensor_shape(name))
                     results.append(torch.empty(shape, dtype=dtype, device=self.device))
                     self.context.set_tensor_address(name, results[-1].data_ptr())
-            stream = torch.cuda.current_stream(self.device)
-            if not self.context.execute_async_v3(stream.cuda_stream):
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
+            if not self.context.execute_async_v3(self.stream.cuda_stream):
                 raise GwsssError(f"{self.name} failed on images of shape {tuple(images.shape)}: {self.messages.last}")
-            stream.synchronize()
+            self.stream.synchronize()
         return [x.float() if x.is_floating_point() else x for x in results]
 
 
@@ -89,7 +91,7 @@ def logger(library: ModuleType) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             if severity.name in ("ERROR", "INTERNAL_ERROR"):
-                self.last = message.splitlines()[0][:300]
+                self.last = first_line(message)
             elif severity.name == "WARNING":
                 self.warnings.append(message)
 

@@ -176,6 +176,19 @@ class Metadata:
             raise GwsssError(f"{where}: {reason}; export the model again") from None
 
 
+def within(value: int, span: Range) -> int:
+    """`value`, or the nearest to it in a range."""
+    low, high = span
+    return max(low, value if high is None else min(value, high))
+
+
+def fitting(height: float, width: float, heights: Range, widths: Range) -> tuple[int, int]:
+    """The size nearest to height x width in two ranges; what is too large keeps its shape, unless a side is fixed."""
+    open_sides = [(side, high) for side, (low, high) in ((height, heights), (width, widths)) if high and low < high]
+    share = min(1.0, *(high / side for side, high in open_sides), 1.0)
+    return within(round(height * share), heights), within(round(width * share), widths)
+
+
 def beside(path: str | Path) -> Path:
     """FILE.json of an exported FILE."""
     return Path(f"{path}.json")

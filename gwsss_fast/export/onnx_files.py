@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from gwsss_fast.errors import GwsssError
+from gwsss_fast.errors import GwsssError, first_line
 from gwsss_fast.export.metadata import KEY, Metadata
 from gwsss_fast.export.programs import quiet
 from gwsss_fast.export.runtimes import require
@@ -38,10 +38,8 @@ def write_onnx(program: ExportedProgram, path: Path, metadata: Metadata) -> None
                 verbose=False,
             )
     except Exception as error:
-        reason = next((x.strip() for x in str(error).splitlines() if x.strip()), type(error).__name__)
-        raise GwsssError(
-            f"this network cannot be written as ONNX ({reason[:300]}); try --format torch-export"
-        ) from error
+        reason = first_line(error)
+        raise GwsssError(f"this network cannot be written as ONNX ({reason}); try --format torch-export") from error
     assert made is not None
     model = made.model
     _forget_sources(model)
@@ -71,7 +69,7 @@ def check_onnx(path: Path, metadata: Metadata) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:
-        raise GwsssError(f"{path.name} does not pass onnx.checker: {str(error).splitlines()[0][:300]}") from error
+        raise GwsssError(f"{path.name} does not pass onnx.checker: {first_line(error)}") from error
     graph = onnx.load(str(path), load_external_data=False).graph
     names = [x.name for x in graph.input], [x.name for x in graph.output]
     if names != (["images"], list(metadata.outputs)):
@@ -81,7 +79,7 @@ def check_onnx(path: Path, metadata: Metadata) -> None:
 def quantise(source: Path, path: Path, images: Iterable[Tensor], metadata: Metadata) -> None:
     """Static int8 quantisation of an ONNX file: symmetric, weights by channel, activations by their largest values.
 
-    images: of calibration, each an input (B, 3, H, W). The last convolutions and their sum stay in fp32: classes are
+    images: of calibration, each an input of the network. The last convolutions and their sum stay in fp32: classes are
     told apart there, and they cost little. Raises GwsssError when a library is missing or there is no image.
     """
     library = require("onnxruntime.quantization", "export", "int8 is made by ONNX Runtime's quantiser")

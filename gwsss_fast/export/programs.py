@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from gwsss_fast import ops
-from gwsss_fast.errors import GwsssError
+from gwsss_fast.errors import GwsssError, first_line
 from gwsss_fast.export.deployed import Deployed, example_images
 from gwsss_fast.export.metadata import KEY, Metadata, Range
 from gwsss_fast.ops import dispatch
@@ -40,10 +40,9 @@ def export_program(module: Deployed, metadata: Metadata) -> ExportedProgram:
             program = torch.export.export(module, (images,), dynamic_shapes={"images": dims}, strict=False)
             return program if metadata.task == "segmentation" else program.run_decompositions(_plain_operations())
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise GwsssError(
             f"torch.export cannot trace this network for batch {span_words(metadata.batch)}, height "
-            f"{span_words(metadata.height)}, width {span_words(metadata.width)} ({(lines or ['no reason'])[0][:300]}); "
+            f"{span_words(metadata.height)}, width {span_words(metadata.width)} ({first_line(error)}); "
             "try fixed sizes"
         ) from error
 
@@ -69,7 +68,7 @@ def compile_package(program: ExportedProgram, path: Path, metadata: Metadata, op
             made = torch._inductor.aot_compile(program.module(), images, options=settings)
     except Exception as error:
         raise GwsssError(
-            f"AOTInductor cannot compile this network ({_short(error)}); it needs a C++ compiler, see "
+            f"AOTInductor cannot compile this network ({first_line(error)}); it needs a C++ compiler, see "
             "`gwsss-fast doctor`, or use --format torch-export"
         ) from error
     package_pt2(path, aoti_files=made, extra_files={f"{KEY}.json": metadata.to_json()})  # type: ignore[arg-type]
@@ -145,7 +144,3 @@ def _plain_operations() -> dict[Any, Any]:
         own.conv_gru.default: conv_gru,
         own.graph_dropout.default: graph_dropout,
     }
-
-
-def _short(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as images_to
 
 from gwsss_fast.data.transforms import normalise
-from gwsss_fast.errors import GwsssError
+from gwsss_fast.errors import GwsssError, first_line
 from gwsss_fast.export.contents import kind_of, read_metadata
-from gwsss_fast.export.metadata import Metadata
+from gwsss_fast.export.metadata import Metadata, fitting
 from gwsss_fast.export.safe_programs import load_program
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -87,17 +87,17 @@ class OnnxRuntime(Runtime):
             raise GwsssError(
                 f"device {device}: this ONNX Runtime has no CUDA provider; `pip install onnxruntime-gpu`, or use cpu"
             )
-        self.device = torch.device("cuda" if on_gpu and device != "cpu" else "cpu")
+        self.device = _torch_device(device) if on_gpu else torch.device("cpu")
         options = library.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = torch.get_num_threads()
-        providers = [CUDA, CPU] if self.device.type == "cuda" else [CPU]
+        gpu: list[Any] = [(CUDA, {"device_id": self.device.index or 0})] if self.device.type == "cuda" else []
         try:
-            self.session = library.InferenceSession(str(path), options, providers=providers)
+            self.session = library.InferenceSession(str(path), options, providers=[*gpu, CPU])
         except Exception as error:  # its own exceptions share no base class
             raise GwsssError(
                 f"{path}: ONNX Runtime {library.__version__} cannot run it on {self.device.type}"
-                f"{_of_precision(metadata)} ({_short(error)})"
+                f"{_of_precision(metadata)} ({first_line(error)})"
             ) from error
         self.input = self.session.get_inputs()[0].name
         self.metadata = metadata
@@ -146,7 +146,7 @@ class AotiRuntime(Runtime):
         except Exception as error:
             raise GwsssError(
                 f"{path}: torch {torch.__version__} cannot load this package, which torch {made_with} made "
-                f"({_short(error)}); export it on this machine"
+                f"({first_line(error)}); export it on this machine"
             ) from error
         self.metadata = metadata
         self.name = f"AOTInductor in PyTorch {torch.__version__}, {self.device.type}"
@@ -158,9 +158,7 @@ class AotiRuntime(Runtime):
 def prepare(image: Image.Image, metadata: Metadata) -> Tensor:
     """The input (1, 3, H, W) that the model wants of one image: resized where it takes one size alone or the image is
     beyond its limits, and normalised unless the graph does that."""
-    (low, high), (left, right) = metadata.height, metadata.width
-    height = max(min(image.height, high or image.height), low)
-    width = max(min(image.width, right or image.width), left)
+    height, width = fitting(image.height, image.width, metadata.height, metadata.width)
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     if metadata.normalise:
@@ -183,7 +181,7 @@ def require(library: str, extra: str, purpose: str) -> ModuleType:
         return importlib.import_module(library)
     except ImportError as error:
         raise GwsssError(
-            f"{purpose}, and {library} cannot be imported ({_short(error)}); `pip install 'gwsss-fast[{extra}]'`"
+            f"{purpose}, and {library} cannot be imported ({first_line(error)}); `pip install 'gwsss-fast[{extra}]'`"
         ) from None
 
 
@@ -199,7 +197,3 @@ def _as_list(result: Any) -> list[Tensor]:
 
 def _of_precision(metadata: Metadata) -> str:
     return "" if metadata.precision == "fp32" else f" in {metadata.precision}"
-
-
-def _short(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from gwsss_fast.errors import GwsssError
+from gwsss_fast.errors import GwsssError, first_line
 from gwsss_fast.export.contents import archive_bytes, archive_names
 
 _TARGETS = re.compile(r"torch\.ops\.(aten|higher_order)\.[\w.]+|_operator\.\w+|torch\.sym_\w+|math\.\w+")
@@ -41,12 +41,12 @@ def load_program(path: Path) -> torch.export.ExportedProgram:
     _check_records(path, names)
     for name in names:
         if name.startswith("models/"):
-            _check_graph(path, json.loads(archive_bytes(path, name)))
+            _check_graph(path, _json(path, name))
     try:
         with path.open("rb") as file:
             return torch.export.load(file)
     except Exception as error:  # a reader of another version raises almost anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise GwsssError(
             f"{path}: torch {torch.__version__} cannot read this program ({reason}); export it with this version"
         ) from error
@@ -64,12 +64,19 @@ def _check_records(path: Path, names: list[str]) -> None:
                 raise _refused(path, f"{name} is a pickle of more than tensors") from None
         elif name.endswith((".pt", ".pkl")) or "custom_obj" in name or "opaque_obj" in name:
             raise _refused(path, f"{name} is a pickle")
-        elif name.endswith("_config.json") and b'"use_pickle": true' in _compact(archive_bytes(path, name)):
+        elif name.endswith("_config.json") and any(_is_pickled(*pair) for pair in _pairs(_json(path, name))):
             raise _refused(path, f"{name} names a pickle")
 
 
-def _compact(text: bytes) -> bytes:
-    return json.dumps(json.loads(text)).encode()
+def _is_pickled(key: str, value: Any) -> bool:
+    return key == "use_pickle" and value is not False
+
+
+def _json(path: Path, name: str) -> Any:
+    try:
+        return json.loads(archive_bytes(path, name))
+    except (ValueError, RecursionError):
+        raise GwsssError(f"{path} is damaged ({name} is no JSON); copy or export it again") from None
 
 
 def _check_graph(path: Path, program: Any) -> None:

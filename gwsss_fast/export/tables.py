@@ -18,7 +18,7 @@ def present_runtimes(path: Path, device: torch.device) -> tuple[list[Runtime], d
     """Everything that runs the file here, and why the rest does not, by device."""
     runtimes: list[Runtime] = []
     refused = {}
-    for name in dict.fromkeys(("cpu", device.type)):
+    for name in dict.fromkeys(("cpu", str(device))):
         try:
             runtimes.append(open_runtime(path, name))
         except GwsssError as error:

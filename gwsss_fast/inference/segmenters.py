@@ -13,7 +13,7 @@ from gwsss_fast.config import Config, absolute_paths, read_config
 from gwsss_fast.data.transforms import MEAN, STD
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.export.contents import kind_of
-from gwsss_fast.export.metadata import ANY, Range
+from gwsss_fast.export.metadata import ANY, Range, fitting
 from gwsss_fast.export.runtimes import Runtime, open_runtime
 from gwsss_fast.inference.fast_cpu import CheckedSegmenter, FastSegmenter, has_bf16
 from gwsss_fast.models.precision import PRECISIONS, autocast
@@ -56,7 +56,7 @@ class Segmenter:
 
     def fit(self, height: float, width: float) -> tuple[int, int]:
         """The size nearest to height x width that the network takes."""
-        return _within(round(height), self.height), _within(round(width), self.width)
+        return fitting(height, width, self.height, self.width)
 
     def __call__(self, images: Tensor) -> Tensor:
         """`run` of any number of images: in parts where they are too many, the last one repeated where too few."""
@@ -67,11 +67,6 @@ class Segmenter:
             whole = part if missing <= 0 else torch.cat([part, part[-1:].expand(missing, -1, -1, -1)])
             parts.append(self.run(whole)[: len(part)])
         return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-
-def _within(value: int, span: Range) -> int:
-    low, high = span
-    return max(low, value if high is None else min(value, high))
 
 
 def choose_precision(name: str, device: torch.device) -> str:
@@ -95,7 +90,7 @@ def open_segmenter(path: str | Path, device: str = "auto", precision: str = "aut
     Raises GwsssError for a file that holds none, for a device that it cannot run on, and for another precision than
     that of an exported file.
     """
-    path = Path(path)
+    path, place = Path(path), choose_device(device)
     if path.is_file() and kind_of(path) != "checkpoint":
         return from_runtime(open_runtime(path, device), path, precision)
     content = load_checkpoint(path)
@@ -105,7 +100,7 @@ def open_segmenter(path: str | Path, device: str = "auto", precision: str = "aut
     classes = tuple(content["classes"])
     options = config.evaluate
     model = load_segmenter(config, path, classes)
-    return from_module(model, classes, choose_device(device), precision, options.scales, options.flip)
+    return from_module(model, classes, place, precision, options.scales, options.flip)
 
 
 def from_runtime(runtime: Runtime, path: Path, precision: str = "auto") -> Segmenter:

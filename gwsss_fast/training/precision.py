@@ -19,7 +19,9 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise GwsssError(f"device {name!r} is not auto, cpu, cuda or cuda:N") from None
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise GwsssError(f"device {name!r} is not auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise GwsssError("device cuda: PyTorch sees no GPU here; use --device cpu, or see `gwsss-fast doctor`")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

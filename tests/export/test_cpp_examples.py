@@ -5,7 +5,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from gwsss_fast.export.runtimes import open_runtime, prepare
+from tests.export.networks import description, exported, nano
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "csrc" / "examples"
 
@@ -22,6 +27,25 @@ def test_without_their_libraries_the_examples_are_left_out(tmp_path: Path) -> No
         assert len(re.findall(rf"^-- {name} is left out: ", done.stdout, re.MULTILINE)) == 1
     done = subprocess.run([cmake, "--build", str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_example_with_onnx_runtime_writes_the_mask_of_python(tmp_path: Path) -> None:
+    """Where CMake finds the library; CMAKE_INCLUDE_PATH and CMAKE_LIBRARY_PATH may say where it lies."""
+    cmake = shutil.which("cmake") or pytest.skip("no cmake")
+    command = [cmake, "-S", EXAMPLES, "-B", tmp_path / "build"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    if found.returncode or "segment_onnx is left out" in found.stdout:
+        pytest.skip("CMake finds no ONNX Runtime for C++")
+    subprocess.run([cmake, "--build", tmp_path / "build", "--target", "segment_onnx"], check=True, capture_output=True)
+    inside = description(nano(), normalise=True, argmax=True)
+    file = exported(nano(), inside, tmp_path / "model.onnx")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (23, 31, 3), np.uint8))
+    image.save(tmp_path / "image.ppm")
+    program, mask = tmp_path / "build" / "segment_onnx", tmp_path / "mask.pgm"
+    subprocess.run([program, file.path, tmp_path / "image.ppm", mask], check=True)
+    wanted = open_runtime(file.path, "cpu")(prepare(image, inside))[0].numpy()
+    assert len(np.unique(wanted)) > 1
+    assert np.array_equal(np.asarray(Image.open(mask)), wanted)
 
 
 def test_pictures_and_masks_are_read_and_written(tmp_path: Path) -> None:

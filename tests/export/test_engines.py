@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 from gwsss_fast import GwsssError, predict
-from gwsss_fast.export import build_engines
+from gwsss_fast.export import build_engines, engines
 from gwsss_fast.export.build_engines import build_by_torch_tensorrt, build_engine, profile
 from gwsss_fast.export.contents import kind_of, read_metadata
 from gwsss_fast.export.deployed import deployed
@@ -126,12 +127,11 @@ class StandIn(ModuleType):
             return SimpleNamespace(num_inputs=1, num_outputs=1, num_layers=5, name="", **entries)
 
         def create_builder_config(self) -> SimpleNamespace:
-            config = SimpleNamespace(profiles=[], cleared=[], cache=None)
+            config = SimpleNamespace(profiles=[], cleared=[])
             config.clear_flag = config.cleared.append
             config.add_optimization_profile = lambda shapes: config.profiles.append(shapes) or 0
             config.create_timing_cache = lambda content: SimpleNamespace(serialize=lambda: content + b"+times")
-            config.set_timing_cache = lambda cache, mismatch: setattr(config, "cache", cache)
-            config.get_timing_cache = lambda: config.cache
+            config.set_timing_cache = lambda cache, mismatch: b"damaged" not in cache.serialize() and not mismatch
             return config
 
         def create_optimization_profile(self) -> SimpleNamespace:
@@ -201,8 +201,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA None/1")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
-    stream = SimpleNamespace(cuda_stream=7, synchronize=lambda: None)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    waits: list[object] = []
+    stream = SimpleNamespace(cuda_stream=7, wait_stream=waits.append, synchronize=waits.pop)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "PyTorch's")
     return sys.modules["tensorrt"]
 
 
@@ -212,6 +214,9 @@ def test_tensorrt_with_stand_ins(small: Exported, tmp_path: Path, gpu: ModuleTyp
     for kept in (b"+times", b"+times+times"):
         assert build_engine(small.path, path, metadata).layers == 5
         assert cache.read_bytes() == kept
+    cache.write_bytes(b"damaged")
+    build_engine(small.path, path, metadata)
+    assert cache.read_bytes() == b"+times"
     assert kind_of(path) == "tensorrt"
     assert read_metadata(path) == metadata
     runtime = open_runtime(path)
@@ -229,6 +234,33 @@ def test_tensorrt_with_stand_ins(small: Exported, tmp_path: Path, gpu: ModuleTyp
         open_runtime(path)
     with pytest.raises(GwsssError, match="compute capabilities are for --format tensorrt-rtx"):
         build_engine(small.path, path, metadata, ("8.6",))
+
+
+@needs_no_gpu
+def test_the_calls_are_those_of_the_real_interface(
+    small: Exported, tmp_path: Path, gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bindings of TensorRT-RTX in place of TensorRT's: they have the same names, and need no card.
+
+    Timing caches are deprecated there and empty, but can be made, set and written.
+    """
+    library = pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setitem(sys.modules, "tensorrt", library)
+    metadata, path = engine_metadata(small.metadata, "tensorrt", "8.6"), tmp_path / "model.engine"
+    for _ in range(2):
+        assert build_engine(small.path, path, metadata).outputs == {"logits": (-1, 3, -1, -1)}
+    (cache,) = (tmp_path / "cache/tensorrt").iterdir()
+    assert cache.stat().st_size > 0
+    assert read_metadata(path) == metadata
+    source = Path(engines.__file__).read_text()
+    classes = {"runtime": library.Runtime, "engine": library.ICudaEngine, "context": library.IExecutionContext}
+    calls = set(re.findall(r"self\.(runtime|engine|context)\.(\w+)", source))
+    assert len(calls) >= 9
+    for owner, name in calls:
+        assert hasattr(classes[owner], name), name
+    assert set(engines.DTYPES) <= set(library.DataType.__members__)
+    assert "INPUT" in library.TensorIOMode.__members__
+    assert {"ERROR", "INTERNAL_ERROR", "WARNING"} <= set(library.ILogger.Severity.__members__)
 
 
 def test_libraries_that_are_missing(

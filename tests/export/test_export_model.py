@@ -71,6 +71,15 @@ def test_int8_with_everything_inside_at_a_fixed_size(finished: Run, tmp_path: Pa
     assert torch.equal(labels_of(labels, (70, 50)), labels)
 
 
+def test_int8_of_two_images_at_a_time(finished: Run, tmp_path: Path) -> None:
+    output, photos = tmp_path / "model.onnx", finished[0] / "JPEGImages"
+    int8 = ("--precision", "int8", "--calibration", photos, "--calibration-images", 3, "--bound", 0)
+    assert run(finished, output, *int8, *SMALL, "--batch", 2) == 0
+    facts = json.loads(Path(f"{output}.report.json").read_text())
+    ((_, scores),) = facts["agreement"].items()
+    assert scores["pixel_agreement"] > 0.5
+
+
 def test_below_the_bound_the_exit_status_is_1(
     finished: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +158,8 @@ def test_generated_images_where_the_data_is_gone(
         (("--calibration", "x"), "--calibration FOLDER belong together"),
         (("--output", "."), "ends in .onnx"),
         (("--bound", "2"), "--bound 2"),
+        (("--masks", "x"), "--masks belongs to --images"),
+        (("--precision", "int8", "--calibration", "none"), "--calibration none: no image there"),
         (("--report-images", "0"), "--report-images 0"),
         (("--device", "cuda:9"), "cuda"),
         (("--foramt", "onnx"), "unknown option --foramt; did you mean '--format'?"),

@@ -15,12 +15,13 @@ from gwsss_fast import DeepLabV2, GwsssError
 from gwsss_fast.data.embedded.painting import render
 from gwsss_fast.data.embedded.planning import plan_split
 from gwsss_fast.data.images import read_image
-from gwsss_fast.export.agreement import BOUNDS, Sample, compare
+from gwsss_fast.export.agreement import BOUNDS, compare
 from gwsss_fast.export.contents import kind_of, read_metadata
 from gwsss_fast.export.deployed import deployed
 from gwsss_fast.export.onnx_files import check_onnx, quantise, write_onnx
 from gwsss_fast.export.programs import export_program
 from gwsss_fast.export.runtimes import open_runtime, prepare
+from gwsss_fast.export.samples import Sample
 from gwsss_fast.models import deeplab, vgg16
 from tests.export.networks import Exported, description, exported, nano
 
@@ -55,6 +56,17 @@ def within_tolerance(file: Exported, shape: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize("shape", SIZES, ids=str)
 def test_every_size_of_a_dynamic_file(tiny: Exported, shape: tuple[int, int, int]) -> None:
     within_tolerance(tiny, shape)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 33, 47), (1, 321, 321)], ids=str)
+def test_fixed_sizes(shape: tuple[int, int, int], tmp_path: Path) -> None:
+    batch, height, width = shape
+    network = DeepLabV2(3, "tiny").eval()
+    fixed = description(network, batch=(batch, batch), height=(height, height), width=(width, width))
+    file = exported(network, fixed, tmp_path / "fixed.onnx")
+    within_tolerance(file, shape)
+    (given,) = onnx.load(str(file.path), load_external_data=False).graph.input
+    assert [x.dim_value for x in given.type.tensor_type.shape.dim] == [batch, 3, height, width]
 
 
 def test_resnet101(resnet101: Exported) -> None:

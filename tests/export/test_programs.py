@@ -1,5 +1,6 @@
 """torch.export and AOTInductor, the graph network in both, and files that would do harm."""
 
+import contextlib
 import copy
 import io
 import json
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -23,7 +25,7 @@ from gwsss_fast.export.onnx_files import write_onnx
 from gwsss_fast.export.programs import compile_package, export_program, save_program, traced_ranges
 from gwsss_fast.export.runtimes import open_runtime
 from gwsss_fast.models.external import External
-from tests.export.networks import Nano, description, nano
+from tests.export.networks import Exported, Nano, description, nano
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +179,7 @@ def in_graph(old: str, new: str) -> Callable[[str, bytes], bytes]:
     return change
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_files_that_would_do_harm_are_not_opened(
     program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,11 +215,33 @@ def test_files_that_would_do_harm_are_not_opened(
         with pytest.raises(GwsssError, match=words):
             open_runtime(path, "cpu")
     assert not (tmp_path / "exploded").exists()
+    graph = zipfile.ZipFile(program).read(f"{program.stem}/models/model.json")
+    evil = graph.replace(b"torch.ops.aten.relu.default", b"torch.load")
+    for more in (("models/model.json", evil), ("MODELS/model.json", evil)):  # PyTorch reads the first one that fits
+        changed(program, path, same, more)
+        with pytest.raises(GwsssError, match="holds a name twice"):
+            open_runtime(path, "cpu")
+    changed(program, path, lambda name, content: b"{" if name.startswith("models/") else content)
+    with pytest.raises(GwsssError, match="is no JSON"):
+        open_runtime(path, "cpu")
     changed(program, path, same)
     assert isinstance(open_runtime(path, "cpu")(torch.randn(1, 3, 33, 33)), Tensor)
     path.write_bytes(program.read_bytes()[:5000])
     with pytest.raises(GwsssError, match="damaged"):
         open_runtime(path)
+
+
+def test_damage_anywhere_is_one_message(program: Path, tiny: Exported, tmp_path: Path) -> None:
+    """Bytes are changed here and there; the file is refused with a reason, or does no harm."""
+    random = np.random.default_rng(0)
+    for source in (program, tiny.path):
+        whole = source.read_bytes()
+        for place in [*random.integers(0, len(whole), 12), *random.integers(len(whole) - 2000, len(whole), 12)]:
+            content = bytearray(whole)
+            content[place : place + 4] = random.bytes(4)
+            (tmp_path / "damaged").write_bytes(content)
+            with contextlib.suppress(GwsssError):
+                open_runtime(tmp_path / "damaged", "cpu")
 
 
 def test_a_checkpoint_is_told_apart(tmp_path: Path) -> None:
