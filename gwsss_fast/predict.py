@@ -16,7 +16,7 @@ from PIL import Image
 
 from gwsss_fast import cli, distributed
 from gwsss_fast.data.ahead import read_ahead
-from gwsss_fast.data.images import MAX_MEGAPIXELS, read_image, set_pixel_limit
+from gwsss_fast.data.images import MAX_MEGAPIXELS, read_upright, set_pixel_limit
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.inference.inputs import Inputs, Video, find_inputs, open_video
 from gwsss_fast.inference.predictor import Predictor
@@ -108,7 +108,7 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Arguments, Inputs]:
         if (value := getattr(options, name)) is not None and value < 1:
             raise GwsssError(f"--{name} {value}: give at least 1")
     set_pixel_limit(options.max_megapixels)
-    inputs = find_inputs(options.inputs)
+    inputs = find_inputs(options.inputs, Path(options.output))
     if not options.resume:
         cli.refuse_existing(Path(options.output))
     return options, inputs
@@ -210,7 +210,7 @@ def _frame_name(name: str, number: int) -> str:
 
 def _readable(path: Path) -> Image.Image | GwsssError:
     try:
-        return read_image(path)
+        return read_upright(path)
     except GwsssError as error:
         return error
 

@@ -96,6 +96,32 @@ def test_coco_output_holds_the_masks(finished: tuple[Path, Path], folder: Path, 
             assert (decode(entry["segmentation"]) == (labels == entry["category_id"])).all()
 
 
+def test_a_photograph_is_seen_as_viewers_show_it(finished: tuple[Path, Path], folder: Path, tmp_path: Path) -> None:
+    """A camera that was held upright writes lying pixels and a tag."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = read_image(next(folder.glob("*.jpg")))
+    (tmp_path / "in").mkdir()
+    upright.save(tmp_path / "in" / "upright.png")
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "in" / "lying.png", exif=exif)
+    assert run(finished, tmp_path / "in", "--output", tmp_path / "out", "--overlay") == 0
+    masks = [np.asarray(Image.open(tmp_path / "out" / f"{name}.png")) for name in ("upright", "lying")]
+    assert masks[0].shape == upright.size[::-1]
+    assert (masks[0] == masks[1]).all()
+
+
+def test_folders_of_a_pattern_and_masks_of_a_former_run_are_no_input(
+    finished: tuple[Path, Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    assert run(finished, "./*", "--output", "more/one") == 0  # beside the image a folder
+    assert len([*Path("more/one").rglob("*.png")]) == 1
+    for _ in range(2):
+        assert run(finished, ".", "--output", "out", "--resume") == 0
+        assert len([*Path("out").rglob("*.png")]) == 4  # with the mask in more/one
+    assert run(finished, "inside", "--output", ".", "--resume") == 0
+
+
 @pytest.fixture
 def video(tmp_path: Path) -> Path:
     """Nine frames of 64x48 pixels, each of another grey."""
@@ -164,9 +190,13 @@ def test_bad_input(
         capsys, predict.main([str(one), "--model", classifier, "--output", str(output)]), "no checkpoint of a segmenter"
     )
     fails(capsys, predict.main([str(one), "--model", "none.pt", "--output", str(output)]), "none.pt")
+    for name in ("gpu", "cuda:one", "meta"):
+        fails(capsys, run(finished, one, "--output", output, "--device", name), name)
     assert not output.exists()
     output.mkdir()
     (output / "other").write_text("")
     fails(capsys, run(finished, one, "--output", output), "not empty")
+    (output / "predictions.json").write_text('{"classes": ["cat"], "images": {}}')
+    fails(capsys, run(finished, one, "--output", output, "--resume"), "other classes (cat")
     (output / "predictions.json").write_text("{")
     fails(capsys, run(finished, one, "--output", output, "--resume"), "predictions.json")

@@ -21,6 +21,18 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # Pillow knows others, 
 IGNORE = 255  # mask value of pixels that count nowhere
 MAX_MEGAPIXELS = 50.0  # of one image
 _MOST_MEGAPIXELS = 178  # Pillow itself refuses more
+_ORIENTATION = 0x0112  # of EXIF; what each of its values asks for, where it asks for something
+_TURN = Image.Transpose
+_TURNS = {
+    2: _TURN.FLIP_LEFT_RIGHT,
+    3: _TURN.ROTATE_180,
+    4: _TURN.FLIP_TOP_BOTTOM,
+    5: _TURN.TRANSPOSE,
+    6: _TURN.ROTATE_270,
+    7: _TURN.TRANSVERSE,
+    8: _TURN.ROTATE_90,
+}
+SIDEWAYS = (_TURN.TRANSPOSE, _TURN.TRANSVERSE, _TURN.ROTATE_90, _TURN.ROTATE_270)  # these change width and height
 
 _limit = int(MAX_MEGAPIXELS * 1e6)
 
@@ -47,6 +59,21 @@ def read_image(path: str | Path) -> Image.Image:
     Raises GwsssError when the file is missing or cannot be decoded.
     """
     return as_rgb(_load(path, "image"))
+
+
+def read_upright(path: str | Path) -> Image.Image:
+    """As `read_image`, but turned as the file's EXIF tag says: as viewers and browsers show it."""
+    image = _load(path, "image")
+    turn = turn_of(image)
+    return as_rgb(image) if turn is None else as_rgb(image).transpose(turn)
+
+
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """How an opened file is to be turned before it is shown, by its EXIF tag; None = not, or the tag is broken."""
+    try:
+        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # almost anything where the tags are broken
+        return None
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

@@ -29,8 +29,9 @@ class Inputs:
     videos: dict[str, Path | int] = field(default_factory=dict)
 
 
-def find_inputs(words: Sequence[str]) -> Inputs:
-    """The images, videos and cameras that `words` name; of a folder its images alone.
+def find_inputs(words: Sequence[str], output: Path) -> Inputs:
+    """The images, videos and cameras that `words` name; of a folder its images alone, of a pattern its files. What lies
+    in the folder `output` below a folder is left out: those are masks of a former run.
 
     Raises GwsssError for a word that names nothing, a folder without images, two files with one name, a camera without
     a number, and for videos and cameras where OpenCV is missing.
@@ -40,16 +41,18 @@ def find_inputs(words: Sequence[str]) -> Inputs:
     for word in words:
         if word.startswith(CAMERA):
             number = word.removeprefix(CAMERA)
-            if not number.isdigit():
+            if not number.isdecimal():
                 raise GwsssError(f"input {word}: a camera has a number, such as {CAMERA}0")
             found.videos[f"camera_{number}"] = int(number)
             continue
         path = Path(word)
         base = path if path.is_dir() else None
         if base is not None:
-            listed = sorted(images_below(path))
+            listed = _photographs(path, output)
+        elif path.is_file():
+            listed = [path]
         else:
-            listed = [path] if path.is_file() else [Path(x) for x in sorted(glob.glob(word, recursive=True))]
+            listed = [x for x in map(Path, sorted(glob.glob(word, recursive=True))) if not x.is_dir()]
         if not listed:
             raise GwsssError(f"input {word}: no image there; give files, folders or patterns in quotes")
         for file in listed:
@@ -66,6 +69,12 @@ def find_inputs(words: Sequence[str]) -> Inputs:
     if found.videos:
         open_cv()
     return found
+
+
+def _photographs(folder: Path, output: Path) -> list[Path]:
+    own, root = output.resolve(), folder.resolve()
+    masks = folder / own.relative_to(root) if root in own.parents else None
+    return sorted(file for file in images_below(folder) if masks not in file.parents)
 
 
 def open_cv() -> Any:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from gwsss_fast.data.images import read_image
+from gwsss_fast.data.images import read_upright
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.inference.results import Prediction, Tally
 from gwsss_fast.inference.segmenters import Segmenter, from_module, open_segmenter
@@ -99,8 +99,9 @@ class Predictor:
     def __call__(self, images: Sequence[Picture], probabilities: bool = False) -> list[Prediction]:
         """One Prediction for each image, in order: paths, PIL images, or arrays (H, W, 3) uint8 of any sizes.
 
-        Images of one size share a pass through the network. probabilities: give those too; they need 4 (L + 1) bytes a
-        pixel. Raises GwsssError for what is no image.
+        A file is turned as its EXIF tag says, as viewers show it. Images of one size share a pass through the network;
+        all are in memory together, so give many a few at a time. probabilities: give those too; they need 4 (L + 1)
+        bytes a pixel. Raises GwsssError for what is no image.
         """
         if isinstance(images, (str, Path, Image.Image, np.ndarray)):
             raise GwsssError("a predictor takes several images: predictor([image])")
@@ -202,7 +203,7 @@ class Predictor:
 def pixels_of(image: Picture) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 of a file, a PIL image or such an array. Raises GwsssError for anything else."""
     if isinstance(image, (str, Path)):
-        image = read_image(image)
+        image = read_upright(image)
     if isinstance(image, Image.Image):
         return np.array(image.convert("RGB"))
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:

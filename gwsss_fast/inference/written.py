@@ -23,7 +23,7 @@ class Written:
     """Results by name: NAME.png, NAME_overlay.jpg on request, and predictions.json when `close` is called.
 
     What a former run has left counts as done. Of several processes each has a summary of its own, predictions-1.json
-    and so on, until `join`. Raises GwsssError for a predictions.json that cannot be read.
+    and so on, until `join`. Raises GwsssError for a predictions.json that cannot be read or names other classes.
     """
 
     def __init__(self, folder: Path, classes: tuple[str, ...], overlay: bool = False) -> None:
@@ -75,7 +75,7 @@ class Written:
 
     def _earlier(self) -> dict[str, Any]:
         files = (self.folder / SUMMARY, *self._parts())
-        return {name: facts for path in files for name, facts in _earlier(path).items()}
+        return {name: facts for path in files for name, facts in _earlier(path, self.classes).items()}
 
     def write_coco(self) -> None:
         """coco.json: the objects of all results with the run lengths of their masks."""
@@ -92,13 +92,19 @@ class Written:
         files.write_json(self.folder / COCO, content)
 
 
-def _earlier(path: Path) -> dict[str, Any]:
+def _earlier(path: Path, classes: tuple[str, ...]) -> dict[str, Any]:
     """What predictions.json says of images that were done before."""
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["images"])
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found, stored = dict(content["images"]), tuple(content["classes"])
     except (ValueError, KeyError, TypeError):
         raise GwsssError(
             f"{path} cannot be read as the summary of a prediction; remove it or use another --output"
         ) from None
+    if stored != classes:
+        raise GwsssError(
+            f"{path} is of a model with other classes ({', '.join(stored[:3])}, ...); use another --output"
+        )
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from gwsss_fast.data.palette import voc_palette
@@ -24,7 +24,13 @@ def save_mask(path: str | Path, mask: ArrayLike) -> None:
         raise GwsssError(
             f"{path}: a mask is a plane of whole numbers 0..255, not {values.dtype} of shape {values.shape}"
         )
-    image = Image.fromarray(values.astype(np.uint8)).convert("P")
-    image.putpalette(voc_palette().tobytes())
+    image = indexed(values.astype(np.uint8))
     with atomic_path(path) as temporary:
         image.save(temporary, format="PNG")
+
+
+def indexed(mask: NDArray[np.uint8]) -> Image.Image:
+    """A mask (H, W) as an image of mode P with the colours of PASCAL VOC."""
+    image = Image.fromarray(mask).convert("P")
+    image.putpalette(voc_palette().tobytes())
+    return image

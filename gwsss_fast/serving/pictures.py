@@ -9,23 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gwsss_fast.data.images import as_rgb
-from gwsss_fast.data.palette import voc_palette
+from gwsss_fast.data.images import SIDEWAYS, as_rgb, turn_of
+from gwsss_fast.labels.masks import indexed
 from gwsss_fast.report.images import heat_palette
 from gwsss_fast.serving.limits import Refused
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-ORIENTATION = 0x0112  # of EXIF; what each of its values asks for, where it asks for something
-_TURN = Image.Transpose
-TURNS = {
-    2: _TURN.FLIP_LEFT_RIGHT,
-    3: _TURN.ROTATE_180,
-    4: _TURN.FLIP_TOP_BOTTOM,
-    5: _TURN.TRANSPOSE,
-    6: _TURN.ROTATE_270,
-    7: _TURN.TRANSVERSE,
-    8: _TURN.ROTATE_90,
-}
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
@@ -80,23 +69,18 @@ def decode(data: bytes, megapixels: float, name: str) -> Picture:
             if share < 1:
                 image.draft(None, target)  # a JPEG is decoded at an eighth, a quarter or half of its size
             rgb = as_rgb(image)
-            turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+            if share < 1:
+                rgb = rgb.resize(target, Image.Resampling.BILINEAR, reducing_gap=2.0)
+            turn = turn_of(image)
     except Exception:
         raise Refused(400, f"{name} cannot be decoded") from None
-    if share < 1:
-        rgb = rgb.resize(target, Image.Resampling.BILINEAR, reducing_gap=2.0)
-    if turn is None:
-        return Picture(rgb, (width, height))
-    turned = rgb.transpose(turn)
-    sideways = turn in (_TURN.TRANSPOSE, _TURN.TRANSVERSE, _TURN.ROTATE_90, _TURN.ROTATE_270)
-    return Picture(turned, (height, width) if sideways else (width, height))
+    size = (height, width) if turn in SIDEWAYS else (width, height)
+    return Picture(rgb if turn is None else rgb.transpose(turn), size)
 
 
 def mask_png(mask: NDArray[np.uint8]) -> bytes:
     """An indexed PNG of a mask (H, W) with the colours of PASCAL VOC, as `predict` writes it."""
-    image = Image.fromarray(mask).convert("P")
-    image.putpalette(voc_palette().tobytes())
-    return _png(image)
+    return _png(indexed(mask))
 
 
 def heat_png(values: NDArray[np.float32]) -> bytes:
