@@ -120,7 +120,8 @@ class _Service:
             count = len(images)
             for number, image in enumerate(images, 1):
                 name = f"image {number}" if count > 1 else "the image"
-                check_header(image, self.limits.megapixels, name)
+                # In a thread of its own: a header can have millions of parts, and others shall be served meanwhile.
+                await asyncio.to_thread(check_header, image, self.limits.megapixels, name)
             future = self.worker.submit(partial(compute, images))
             del images, image
             try:

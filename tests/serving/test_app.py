@@ -132,6 +132,28 @@ def test_too_many_pixels_are_seen_in_the_header(port: int) -> None:
         assert (reply.status, "2000 x 1001 pixels" in reply.json["error"]) == (413, True), kind
 
 
+def test_a_header_that_takes_long_holds_nobody_up(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, gate = threading.Event(), threading.Event()
+
+    def slow(*_: Any) -> None:
+        begun.set()
+        assert gate.wait(20)
+
+    monkeypatch.setattr("gwsss_fast.serving.app.check_header", slow)
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(segment, port, GOOD)
+        assert begun.wait(10)
+        with socket.create_connection(("127.0.0.1", port), timeout=2) as other:
+            other.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            with contextlib.suppress(TimeoutError):
+                assert other.recv(65536).startswith(b"HTTP/1.1 200")
+                gate.set()
+        served = gate.is_set()
+        gate.set()
+        assert held.result().status == 200
+    assert served
+
+
 def test_a_large_image_is_reduced_and_its_mask_enlarged() -> None:
     from PIL import Image
 

@@ -40,11 +40,11 @@ def page(tab: Tab, served: Served) -> Iterator[Tab]:
 
 @pytest.fixture
 def photos(finished: tuple[Path, Path], tmp_path: Path) -> list[Path]:
-    """Larger copies, so that there is something to see."""
+    """Larger copies, so that there is something to see; one with a name that must not become a part of the page."""
     paths = []
     for number, path in enumerate(sorted((finished[0] / "JPEGImages").iterdir())[:3]):
         with Image.open(path) as image:
-            paths.append(tmp_path / f"photo {number}.png")
+            paths.append(tmp_path / ("photo <img src=x>.png" if number == 2 else f"photo {number}.png"))
             image.resize((240, 180)).save(paths[-1])
     return paths
 
