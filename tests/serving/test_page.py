@@ -113,7 +113,8 @@ def test_a_group_by_class(page: Tab, photos: list[Path], tmp_path: Path) -> None
     assert strips
     assert all(captions[1:] == ["initial", "graph", "ensemble"] for captions in strips)
     assert {captions[0] for captions in strips} == {path.name for path in photos}
-    assert set(page.evaluate("[...document.querySelectorAll('.strip img')].map(map => map.naturalWidth)")) == {240}
+    widths = "[...document.querySelectorAll('.strip img')].map(map => map.naturalWidth)"
+    wait(lambda: set(page.evaluate(widths)) == {240})  # they may still be decoded
 
 
 def test_problems_are_told(page: Tab, photos: list[Path], tmp_path: Path) -> None:
