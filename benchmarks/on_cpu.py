@@ -1,24 +1,28 @@
 """`python -m benchmarks.on_cpu`: every operation and the GroupGNN step on the CPU against plain PyTorch, in one run.
 
-At the paper's size, forward and backward: `cpp`, `aten` and the equations in plain PyTorch ("eager"), in float32 and
-bfloat16, one call of each in turn; each is timed after its results have passed the tolerance rule. Ratios are against
-eager float32. The last line says what the machine can do at most. Lines are appended to results/cpu.jsonl. It takes
-some minutes on an idle machine; the table says how busy the machine was.
+At the paper's size, forward and backward: `cpp`, `aten`, the equations in plain PyTorch ("eager") and the same under
+torch.compile, in float32 and bfloat16, one call of each in turn; each is timed after its results have passed the
+tolerance rule, and compiled before. Ratios are against eager float32. Rows "... alone" are no version: the bytes or the
+matrix products that every version has to move or to make, in the same turns. The last line says what the machine can do
+at most. Lines are appended to results/cpu.jsonl. It takes some minutes on an idle machine, most of which torch.compile
+needs (--no-compile leaves it out); the table says how busy the machine was.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch._dynamo
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import RESULTS, ceilings, checking, group_step, measuring, records
+from benchmarks import RESULTS, ceilings, checking, floors, group_step, measuring, records
 from benchmarks.cases import OPERATIONS, Operation
 from benchmarks.measuring import Functions
 from benchmarks.peers import peers
@@ -36,18 +40,28 @@ TIMED = (
 )
 DTYPE_NAMES = ("float32", "bfloat16")
 PEERS = ("cpp", "aten", "eager")
+COMPILED = ("compiled eager", "compiled batched")
+COMPILED_STEP = "compiled batched"
+"""The eager step's loops would be unrolled, which takes the compiler longer than all the rest together."""
+MOST_SECONDS = 300.0
+"""That a version may take to be compiled and checked."""
+SHORT_MS, OFTEN = 10.0, 10
+"""Where no call is longer, each is timed so many times as often."""
 FIRST = "eager float32"
 """What all others are compared with."""
 COLUMNS = ("operation", "pass", "version", "ms", "faster than eager float32", "% of a matrix product")
 
 
-def versions_of(operation: Operation, size: Size) -> tuple[dict[str, Functions], list[Record]]:
+def versions_of(operation: Operation, size: Size, compiled: bool) -> tuple[dict[str, Functions], list[Record]]:
     """By dtype, what has passed the tolerance rule; and lines with the reasons of what has not."""
     found, refused = {}, []
+    if compiled:  # earlier operations count as recompilations, of which PyTorch allows a few
+        torch._dynamo.reset()
     for name in DTYPE_NAMES:
         tensors = operation.inputs(size, DTYPES[name], "cpu", 0)
-        some = [peer for peer in peers(operation, tensors, False) if peer.name in PEERS]
-        functions, reasons = measuring.accepted(some, operation, tensors, checking.expected(operation, tensors))
+        some = [peer for peer in peers(operation, tensors, compiled) if peer.name in (*PEERS, *COMPILED)]
+        wanted = checking.expected(operation, tensors)
+        functions, reasons = measuring.accepted(some, operation, tensors, wanted, lambda: MOST_SECONDS)
         found[name] = functions
         for (peer, backward), reason in reasons.items():
             line = {"operation": operation.label, "pass": measuring.PASSES[backward], "version": f"{peer.name} {name}"}
@@ -55,25 +69,42 @@ def versions_of(operation: Operation, size: Size) -> tuple[dict[str, Functions],
     return found, refused
 
 
-def measure(operation: Operation, size: Size, rounds: int, limits: ceilings.Ceilings) -> list[Record]:
+def calls_of(
+    operation: Operation, size: Size, backward: bool, functions: dict[str, Functions]
+) -> dict[str, list[Call]]:
+    """What is to be timed, by version, warmed up; and the floors."""
+    calls: dict[str, list[Call]] = {}
+    for name in DTYPE_NAMES:
+        inputs = [operation.inputs(size, DTYPES[name], "cpu", 100 * number) for number in range(2)]
+        for peer, function in functions[name][backward].items():
+            made = measuring.forward_calls(function, inputs)
+            if backward:
+                made = measuring.backward_calls(function, inputs, operation.differentiable)
+            calls[f"{peer.name} {name}"] = made
+        for floor, made in floors.calls(operation, inputs, backward).items():
+            calls[f"{floor} {name}"] = made
+    for made in calls.values():
+        for call in made:
+            call()
+    return calls
+
+
+def measure(
+    operation: Operation, size: Size, rounds: int, limits: ceilings.Ceilings, compiled: bool = True
+) -> list[Record]:
     """Lines of one operation, both passes."""
-    functions, lines = versions_of(operation, size)
+    functions, lines = versions_of(operation, size, compiled)
     for backward in (False, True):
-        calls: dict[str, list[Call]] = {}
-        for name in DTYPE_NAMES:
-            inputs = [operation.inputs(size, DTYPES[name], "cpu", 100 * number) for number in range(2)]
-            for peer, function in functions[name][backward].items():
-                made = measuring.forward_calls(function, inputs)
-                if backward:
-                    made = measuring.backward_calls(function, inputs, operation.differentiable)
-                calls[f"{peer.name} {name}"] = made
-        for made in calls.values():
-            made[0]()
-        times = interleave(calls, wall_clock, rounds)
+        calls = calls_of(operation, size, backward, functions)
+        longest = max(wall_clock(call).device_ms for made in calls.values() for call in made)
+        times = interleave(calls, wall_clock, rounds * (OFTEN if longest < SHORT_MS else 1))
         for version, found in times.items():
-            work = operation.work(size, DTYPES[version.split()[-1]], backward)
             line = {"operation": operation.label, "pass": measuring.PASSES[backward], "version": version}
-            rates = records.measured(found, work, DTYPES[version.split()[-1]], limits, None)
+            if version.split(" alone ")[0] in floors.NAMES:
+                rates = {**records.spread(found), "floor": True}
+            else:
+                work = operation.work(size, DTYPES[version.split()[-1]], backward)
+                rates = records.measured(found, work, DTYPES[version.split()[-1]], limits, None)
             lines.append({**line, **rates, "faster": _faster(times, version)})
     return lines
 
@@ -82,16 +113,18 @@ def _faster(times: dict[str, Times], version: str) -> float | None:
     return times[FIRST].p50 / times[version].p50 if FIRST in times else None
 
 
-def measure_step(size: Size, rounds: int) -> list[Record]:
+def measure_step(size: Size, rounds: int, compiled: bool = True) -> list[Record]:
     """Lines of a whole training step of GroupGNN: as it runs by itself, and the equations in plain PyTorch."""
+    if compiled:
+        torch._dynamo.reset()
     calls: dict[str, list[Call]] = {}
     lines: list[Record] = []
     base = {"operation": "GroupGNN step", "pass": "both"}
     for name in DTYPE_NAMES:
         wanted = group_step.expected(size, DTYPES[name], "cpu")
-        for peer in group_step.step_peers("cpu", compiled=False):
-            if peer.name in ("auto", "eager"):
-                function, reason = group_step.ready(peer, size, DTYPES[name], "cpu", wanted)
+        for peer in group_step.step_peers("cpu", compiled=compiled):
+            if peer.name in ("auto", "eager", COMPILED_STEP):
+                function, reason = group_step.ready(peer, size, DTYPES[name], "cpu", wanted, MOST_SECONDS)
                 if function is None:
                     lines.append({**base, "version": f"{peer.name} {name}", "ours": peer.ours, "reason": reason})
                 else:
@@ -105,6 +138,15 @@ def timed_lines(base: Record, times: dict[str, Times]) -> list[Record]:
         {**base, "version": version, **records.spread(found), "faster": _faster(times, version)}
         for version, found in times.items()
     ]
+
+
+def machine(size: Size) -> tuple[ceilings.Ceilings, dict[str, float]]:
+    """What it can do at most, in float32 by the faster of both libraries that PyTorch brings; and their rates."""
+    side, values = (2048, 2**26) if size.name.startswith("paper") else (256, 2**16)
+    limits = ceilings.measure("cpu", wall_clock, (torch.float32, torch.bfloat16), 2 * side, values, 5)
+    rates = {**limits.flops, "float32 by oneDNN": floors.onednn_rate(side, 5)}
+    best = max(rates["float32"], rates["float32 by oneDNN"])
+    return dataclasses.replace(limits, flops={**limits.flops, "float32": best}), rates
 
 
 def row(line: Record) -> list[str]:
@@ -125,25 +167,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", default="paper", choices=[*SIZES])
     parser.add_argument("--operations", nargs="+", default=[*TIMED, "step"], choices=[*TIMED, "step"])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder to which cpu.jsonl is appended")
     options = parser.parse_args(arguments)
-    size, console = SIZES[options.size], Console()
-    side, values = (2048, 2**26) if options.size == "paper" else (256, 2**16)
-    limits = ceilings.measure("cpu", wall_clock, (torch.float32, torch.bfloat16), 2 * side, values, 5)
+    size, console, compiled = SIZES[options.size], Console(), not options.no_compile
+    limits, gemm = machine(size)
     lines: list[Record] = []
     for operation in (each for each in OPERATIONS if each.label in options.operations):
-        lines += measure(operation, size, options.rounds, limits)
+        lines += measure(operation, size, options.rounds, limits, compiled)
         console.print(f"{operation.label}: done", highlight=False)
     if "step" in options.operations:
-        lines += measure_step(size, options.rounds)
+        lines += measure_step(size, options.rounds, compiled)
     load = os.getloadavg()[0]
     table = Table(*COLUMNS, title=f"{size}, {torch.get_num_threads()} threads, load {load:.1f}")
     for line in lines:
         table.add_row(*row(line))
     console.print(table)
-    rates = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in limits.flops.items())
+    rates = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in gemm.items())
     console.print(f"matrix product: {rates}; copy: {limits.bandwidth / 1e9:.1f} GB/s")
-    about = {**records.environment("cpu"), "size": size.name, "load": load, "gemm": limits.flops}
+    about = {**records.environment("cpu"), "size": size.name, "load": load, "gemm": gemm}
     records.append(options.output / "cpu.jsonl", [{**about, "copy": limits.bandwidth, **line} for line in lines])
     return int(any(line.get("ours") and "reason" in line for line in lines))
 

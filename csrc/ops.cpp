@@ -97,7 +97,15 @@ STABLE_TORCH_LIBRARY(gwsss_fast_native, library) {
   // Of the type of `like`, in memory that is used again.
   library.def("new_empty(Tensor like, int[] shape) -> Tensor");
 
-  // Graph dropout: results are written to the last arguments. keep_salient: bool (B, K).
+  // Graph dropout. r: (B,) or (B, K), float32, or bool: whether below the rate. fill: results hold NaN before they are
+  // written. past_caches: they are written to memory, not to the caches; None: where these could not hold them.
+  library.def(
+      "graph_dropout_on_cpu(Tensor g, Tensor r, float drop_rate, float drop_threshold, bool fill, "
+      "bool? past_caches=None) -> (Tensor, Tensor)");
+  library.def(
+      "graph_dropout_on_cpu_backward(Tensor grad, Tensor g, Tensor o, Tensor r, float drop_rate, "
+      "float drop_threshold, bool fill, bool? past_caches=None) -> Tensor");
+  // On a GPU: results are written to the last arguments. keep_salient: bool (B, K).
   library.def(
       "graph_dropout(Tensor g, Tensor keep_salient, float drop_threshold, Tensor(a!) out, Tensor(b!) o) -> ()");
   library.def(

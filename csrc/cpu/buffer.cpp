@@ -2,8 +2,10 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <fstream>
 #include <map>
 #include <mutex>
+#include <string>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -39,6 +41,17 @@ size_t rounded(size_t bytes) {
   size_t power = kLarge;
   while (power < bytes) power *= 2;
   return bytes <= power / 4 * 3 ? power / 4 * 3 : power;
+}
+
+// Bytes of the last cache as Linux tells them, 32 MiB where it does not. (The C library tells the sum of all of them.)
+size_t last_cache() {
+  for (const char* level : {"3", "2"}) {
+    std::ifstream file(std::string("/sys/devices/system/cpu/cpu0/cache/index") + level + "/size");
+    size_t size = 0;
+    char unit = 0;
+    if (file >> size >> unit && size > 0) return unit == 'M' ? size << 20 : unit == 'K' ? size << 10 : size;
+  }
+  return size_t{1} << 25;
 }
 
 }  // namespace
@@ -87,6 +100,11 @@ void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t byte
   const auto end = (reinterpret_cast<uintptr_t>(data) + bytes) / kHuge * kHuge;
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
+}
+
+bool exceeds_caches(size_t bytes) {
+  static const size_t cache = last_cache();
+  return bytes > cache;
 }
 
 void forget_memory() {

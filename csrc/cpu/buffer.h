@@ -19,6 +19,9 @@ void prefer_huge_pages(void* data, size_t bytes);
 // Returns what is kept to the system.
 void forget_memory();
 
+// Whether so many bytes are more than the processor's last cache holds, so that what is written leaves it unread.
+bool exceeds_caches(size_t bytes);
+
 // `size` values of a trivial type.
 template <class T>
 class Buffer {

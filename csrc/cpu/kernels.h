@@ -126,6 +126,7 @@ struct Rows {
 // out = grad s + slope / channels * sum over channels of grad g.
 struct DropoutPass {
   bool is_bfloat16;  // g, grad and out
+  bool past_caches;  // write out to memory, not to the caches
   int64_t channels;
   const void* g;
   const void* grad;

@@ -43,45 +43,58 @@ void parallel_for(int64_t count, int64_t grain, const Work& work) {
   if (context.error) std::rethrow_exception(context.error);
 }
 
-// A step of a plan: work(i) for i in [0, count) in any order.
+// A step of a plan: work(i) for i in [0, count).
 struct Phase {
+  // In which order a thread takes it. `shared`: all threads from one sequence. `own`: first a part of its own, the same
+  // in every phase of that count, so that it finds in its cache what it left there, then what others have not begun.
+  enum Order { shared, own };
+
   int64_t count;
   std::function<void(int64_t)> work;
+  Order order = shared;
+  bool awaited = true;  // whether the next phase needs all of it
 };
 
 // Runs phases one after another. All in one parallel region: a phase ends when its work is done, so a thread that the
 // system does not run meanwhile holds nobody up. The first exception is thrown again here.
 inline void run_phases(const std::vector<Phase>& phases) {
-  struct Counters {
-    alignas(64) std::atomic<int64_t> next{0};
-    alignas(64) std::atomic<int64_t> done{0};
-  };
-  std::vector<Counters> counters(phases.size());
-  std::atomic<bool> failed{false};
-  const auto take_part = [&](size_t number) {
-    const Phase& phase = phases[number];
-    Counters& counter = counters[number];
-    for (int64_t i = counter.next++; i < phase.count; i = counter.next++) {
-      struct Done {
-        std::atomic<int64_t>& count;
-        ~Done() { ++count; }
-      } done{counter.done};
-      try {
-        if (!failed) phase.work(i);
-      } catch (...) {
-        failed = true;
-        throw;
-      }
-    }
-    // Others are done soon, unless the system has stopped them: giving way at once could cost a time slice.
-    using Clock = std::chrono::steady_clock;
-    for (const auto start = Clock::now(); counter.done < phase.count;)
-      if (Clock::now() - start > std::chrono::milliseconds(1)) std::this_thread::yield();
+  struct Counter {
+    alignas(64) std::atomic<int64_t> value{0};
   };
   int64_t most = 1;
   for (const Phase& phase : phases) most = std::max(most, phase.count);
-  parallel_for(std::min(most, threads()), 1, [&](int64_t, int64_t) {
-    for (size_t number = 0; number < phases.size(); ++number) take_part(number);
+  const int64_t takers = std::min(most, threads());
+  std::vector<Counter> done(phases.size()), next(phases.size() * takers);  // next: of each part of each phase
+  std::atomic<bool> failed{false};
+  const auto run = [&](size_t number, int64_t i) {
+    struct Done {
+      std::atomic<int64_t>& count;
+      ~Done() { ++count; }
+    } counted{done[number].value};
+    try {
+      if (!failed) phases[number].work(i);
+    } catch (...) {
+      failed = true;
+      throw;
+    }
+  };
+  const auto take_part = [&](size_t number, int64_t taker) {
+    const Phase& phase = phases[number];
+    const int64_t parts = phase.order == Phase::shared ? 1 : takers;
+    for (int64_t turn = 0; turn < parts; ++turn) {
+      const int64_t part = (taker + turn) % parts;
+      const int64_t begin = phase.count * part / parts, end = phase.count * (part + 1) / parts;
+      std::atomic<int64_t>& taken = next[number * takers + part].value;
+      for (int64_t i = begin + taken++; i < end; i = begin + taken++) run(number, i);
+    }
+    if (!phase.awaited) return;
+    // Others are done soon, unless the system has stopped them: giving way at once could cost a time slice.
+    using Clock = std::chrono::steady_clock;
+    for (const auto start = Clock::now(); done[number].value < phase.count;)
+      if (Clock::now() - start > std::chrono::milliseconds(1)) std::this_thread::yield();
+  };
+  parallel_for(takers, 1, [&](int64_t taker, int64_t) {
+    for (size_t number = 0; number < phases.size(); ++number) take_part(number, taker);
   });
 }
 

@@ -15,7 +15,10 @@ def new_empty(like: Tensor, shape: Sequence[int]) -> Tensor:
     if like.device.type != "cpu":
         return like.new_empty(shape)  # PyTorch keeps a GPU's memory itself
     result = torch.ops.gwsss_fast_native.new_empty(like, list(shape))
-    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    if fill and torch.are_deterministic_algorithms_enabled():
-        result.fill_(math.nan)
-    return result
+    return result.fill_(math.nan) if fills() else result
+
+
+def fills() -> bool:
+    """Whether PyTorch was asked to fill uninitialised memory."""
+    wanted = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    return wanted and torch.are_deterministic_algorithms_enabled()

@@ -129,7 +129,10 @@ def choose(operation: str, *tensors: Tensor) -> str:
         if reason is not None:
             raise GwsssError(f"{operation}: backend {_forced!r} cannot run this: {reason}")
         return _forced
+    on_cpu = tensors[0].device.type == "cpu"
     for name in _preference[operation]:
+        if on_cpu and name in ON_GPU:  # interpreted kernels run there on request only
+            continue
         entry = kernels[name]
         if entry.only_on_request(*tensors) or entry.missing() is not None or entry.refuse(*tensors) is not None:
             continue
@@ -162,10 +165,34 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 def without_autocast(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call `function` with autocast off on the device of its first argument, which has been cast already."""
     device = arguments[0].device.type
-    if device == "meta":
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return function(*arguments)
     with torch.autocast(device, enabled=False):
         return function(*arguments)
+
+
+def unobserved(*tensors: Tensor) -> bool:
+    """Whether nobody but the caller sees a call on these tensors, so that its function may be called in the operator's
+    place: on the CPU, no gradient is asked for, autocast is off, and nothing traces, compiles, transforms or intercepts
+    the call.
+
+    An operator with Python behind it costs some 25 us, and several times that where the caches are cold, which is more
+    than the smaller operations themselves.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    wants_gradients = torch.is_grad_enabled()
+    for x in tensors:
+        if type(x) not in (Tensor, torch.nn.Parameter) or not x.is_cpu or (wants_gradients and x.requires_grad):
+            return False
+    return not (
+        torch.is_autocast_enabled("cpu")
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch.jit.is_tracing()
+    )
 
 
 def check(condition: bool, message: str) -> None:

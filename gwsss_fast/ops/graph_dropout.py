@@ -14,12 +14,12 @@ native_kernels.register("graph_dropout", "cpp")
 native_kernels.register("graph_dropout", "cuda")
 
 
-@torch.library.custom_op("gwsss_fast::graph_dropout", mutates_args=())
-def _graph_dropout(
-    g: Tensor, r: Tensor, drop_rate: float, drop_threshold: float, backend: str
-) -> tuple[Tensor, Tensor]:
+def _forward(g: Tensor, r: Tensor, drop_rate: float, drop_threshold: float, backend: str) -> tuple[Tensor, Tensor]:
     out, o = dispatch.kernel("graph_dropout", backend).forward(g, r, drop_rate, drop_threshold)
     return out.contiguous(), o.contiguous()
+
+
+_graph_dropout = torch.library.custom_op("gwsss_fast::graph_dropout", _forward, mutates_args=())
 
 
 @_graph_dropout.register_fake
@@ -28,11 +28,13 @@ def _(g: Tensor, r: Tensor, drop_rate: float, drop_threshold: float, backend: st
     return g.new_empty(g.shape), g.new_empty(g.shape[:3], dtype=statistics)
 
 
-@torch.library.custom_op("gwsss_fast::graph_dropout_backward", mutates_args=())
-def _graph_dropout_backward(
+def _gradient(
     grad: Tensor, g: Tensor, o: Tensor, r: Tensor, drop_rate: float, drop_threshold: float, backend: str
 ) -> Tensor:
     return dispatch.kernel("graph_dropout", backend).backward(grad, g, o, r, drop_rate, drop_threshold).contiguous()
+
+
+_graph_dropout_backward = torch.library.custom_op("gwsss_fast::graph_dropout_backward", _gradient, mutates_args=())
 
 
 @_graph_dropout_backward.register_fake
@@ -46,11 +48,28 @@ def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, grad, _grad_o):  # type: ignore[no-untyped-def]
-    grad_g = dispatch.without_autocast(_graph_dropout_backward, grad, *ctx.saved_tensors, *ctx.options)
+    arguments = (grad, *ctx.saved_tensors, *ctx.options)
+    if dispatch.unobserved(*arguments[:4]):
+        grad_g = _gradient(*arguments)
+    else:
+        grad_g = dispatch.without_autocast(_graph_dropout_backward, *arguments)
     return grad_g, None, None, None, None
 
 
 _graph_dropout.register_autograd(_backward, setup_context=_save)
+
+
+def _check(g: Tensor, r: Tensor, drop_rate: float, drop_threshold: float) -> None:
+    """Raise GwsssError that names what does not fit."""
+    dispatch.check(g.is_floating_point(), f"graph_dropout: g must be floating point, not {g.dtype}")
+    dispatch.check(g.dim() == 4, f"graph_dropout: g must be (B, K, N, C), not {tuple(g.shape)}")
+    dispatch.check(
+        r.dim() in (1, 2) and r.shape == g.shape[: r.dim()],
+        f"graph_dropout: r must be (B,) or (B, K) for g {tuple(g.shape)}, not {tuple(r.shape)}",
+    )
+    for name, value in (("drop_rate", drop_rate), ("drop_threshold", drop_threshold)):
+        dispatch.check(0 <= value <= 1, f"graph_dropout: {name} is {value}; it must lie in 0..1")
+    dispatch.check(r.device == g.device, f"graph_dropout: r is on {r.device} but g is on {g.device}; move one of them")
 
 
 def graph_dropout(g: Tensor, r: Tensor, drop_rate: float = 0.8, drop_threshold: float = 0.7) -> Tensor:
@@ -61,14 +80,10 @@ def graph_dropout(g: Tensor, r: Tensor, drop_rate: float = 0.8, drop_threshold: 
     lies outside of 0..1.
     """
     (g,) = dispatch.autocast(g)
-    dispatch.check(g.is_floating_point(), f"graph_dropout: g must be floating point, not {g.dtype}")
-    dispatch.check(g.dim() == 4, f"graph_dropout: g must be (B, K, N, C), not {tuple(g.shape)}")
-    dispatch.check(
-        r.dim() in (1, 2) and r.shape == g.shape[: r.dim()],
-        f"graph_dropout: r must be (B,) or (B, K) for g {tuple(g.shape)}, not {tuple(r.shape)}",
-    )
-    for name, value in (("drop_rate", drop_rate), ("drop_threshold", drop_threshold)):
-        dispatch.check(0 <= value <= 1, f"graph_dropout: {name} is {value}; it must lie in 0..1")
-    dispatch.check(r.device == g.device, f"graph_dropout: r is on {r.device} but g is on {g.device}; move one of them")
+    fits = g.is_floating_point() and g.dim() == 4 and r.dim() in (1, 2) and r.shape == g.shape[: r.dim()]
+    if not (fits and 0 <= drop_rate <= 1 and 0 <= drop_threshold <= 1 and r.device == g.device):
+        _check(g, r, drop_rate, drop_threshold)  # the messages alone take as long as small nodes
     backend = dispatch.choose("graph_dropout", g, r)
+    if dispatch.unobserved(g, r):
+        return _forward(g, r, drop_rate, drop_threshold, backend)[0]
     return dispatch.without_autocast(_graph_dropout, g, r, drop_rate, drop_threshold, backend)[0]

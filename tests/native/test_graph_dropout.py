@@ -93,30 +93,103 @@ def test_it_is_what_auto_takes_and_other_dtypes_are_refused() -> None:
         ops.graph_dropout(g.half(), r)
 
 
+@DTYPES
+@pytest.mark.parametrize("channels", [1, 20, 48, 64, 512])
+def test_past_the_caches_is_written_what_else_goes_to_them(channels: int, dtype: torch.dtype) -> None:
+    """Rows of 48 channels and more begin where whole vectors may be written so, the others do not."""
+    g, r = nodes((2, 3, 37, channels), dtype), torch.tensor([0.1, 0.9])
+    grad = dense(g.shape, dtype, torch.Generator().manual_seed(2))
+    cached = RAW.graph_dropout_on_cpu(g, r, 0.8, 0.7, True, False)
+    past = RAW.graph_dropout_on_cpu(g, r, 0.8, 0.7, True, True)
+    for value, other in zip(past, cached, strict=True):
+        assert value.isfinite().all()
+        assert torch.equal(value, other)
+    slopes = [RAW.graph_dropout_on_cpu_backward(grad, g, past[1], r, 0.8, 0.7, True, way) for way in (False, True)]
+    assert slopes[0].isfinite().all()
+    assert torch.equal(*slopes)
+
+
+def test_more_than_the_caches_hold() -> None:
+    """Whatever the library chooses by what Linux tells of the caches."""
+    g = torch.ones(1, 1, 20000, 512)  # 80 MiB in and out
+    out, o = RAW.graph_dropout_on_cpu(g, torch.zeros(1), 0.8, 0.7, False)
+    assert torch.equal(o, torch.ones(1, 1, 20000))
+    assert (out == torch.sigmoid(torch.ones(()))).all()
+
+
+def test_draws_of_any_kind_and_layout() -> None:
+    g = nodes((2, 3, 7, 5), torch.float32)
+    r = torch.rand(3, 4, generator=torch.Generator().manual_seed(4)).T[1:3]  # (2, 3), its rows a value apart
+    assert not r.is_contiguous()
+    wanted = RAW.graph_dropout_on_cpu(g, r.contiguous(), 0.5, 0.7, True)[0]
+    with ops.backend("cpp"):
+        for draws in (r, r.double(), r.double().contiguous()):
+            assert torch.equal(ops.graph_dropout(g, draws, 0.5, 0.7), wanted)
+    assert torch.equal(RAW.graph_dropout_on_cpu(g, r < 0.5, 0.0, 0.7, True)[0], wanted)
+    assert not torch.equal(RAW.graph_dropout_on_cpu(g, r >= 0.5, 0.0, 0.7, True)[0], wanted)
+    at_the_rate = torch.tensor([0.8, 0.1])  # as PyTorch compares float32 with a number
+    results = {}
+    for name in NAMES:
+        with ops.backend(name):
+            results[name] = ops.graph_dropout(g, at_the_rate, 0.8)
+    torch.testing.assert_close(results["cpp"], results["reference"])
+
+
+def test_no_channels_are_no_crash() -> None:
+    g, r = torch.zeros(1, 2, 3, 0), torch.tensor([0.9])
+    out, o = RAW.graph_dropout_on_cpu(g, r, 0.8, 0.7, True)
+    assert out.shape == RAW.graph_dropout_on_cpu_backward(g, g, o, r, 0.8, 0.7, True).shape == g.shape
+    with ops.backend("cpp"), pytest.raises(GwsssError, match="at least one channel"):
+        ops.graph_dropout(g, r)
+
+
+def test_more_threads_than_pieces() -> None:
+    before = torch.get_num_threads()
+    g, r = nodes((1, 2, 3, 4), torch.float32), torch.tensor([0.9])
+    try:
+        torch.set_num_threads(7)
+        many = ops.graph_dropout(g, r)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(many, ops.graph_dropout(g, r))
+
+
+FINE = {
+    "g": torch.zeros(2, 3, 4, 5),
+    "r": torch.zeros(2),
+    "drop_rate": 0.8,
+    "drop_threshold": 0.7,
+    "fill": False,
+}
+OF_BACKWARD = {"grad": torch.zeros(2, 3, 4, 5), "o": torch.zeros(2, 3, 4)}
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"g": torch.zeros(3, 4)}, "g must be"),
         ({"g": torch.zeros(2, 3, 4, 5, dtype=torch.float64)}, "g must be float32 or bfloat16"),
         ({"g": torch.zeros(2, 3, 5, 4).transpose(2, 3)}, "g must be contiguous"),
-        ({"keep_salient": torch.zeros(2, 3)}, "keep_salient must"),
-        ({"keep_salient": torch.zeros(2, 4, dtype=torch.bool)}, "keep_salient must have the shape"),
-        ({"out": torch.zeros(2, 3, 4, 6)}, "out must have the shape"),
-        ({"out": torch.zeros(2, 3, 4, 5, dtype=torch.bfloat16)}, "out must be Float"),
+        ({"r": torch.zeros(())}, "r must be"),
+        ({"r": torch.zeros(3)}, "r must be"),
+        ({"r": torch.zeros(2, 4)}, "r must be"),
+        ({"r": torch.zeros(2, 3, 1)}, "r must be"),
+        ({"r": torch.zeros(2, dtype=torch.float64)}, "r must be float32 or bool"),
+        ({"r": torch.zeros(2, device="meta")}, ""),
+        ({"grad": torch.zeros(2, 3, 4, 6)}, "grad must have the shape"),
+        ({"grad": torch.zeros(2, 3, 4, 5, dtype=torch.bfloat16)}, "grad must be Float"),
         ({"o": torch.zeros(2, 3, 5)}, "o must have the shape"),
+        ({"o": torch.zeros(2, 3, 4, dtype=torch.bfloat16)}, "o must be Float"),
     ],
 )
 def test_hostile_arguments_are_named(changed: dict[str, Tensor], message: str) -> None:
-    fine = {
-        "g": torch.zeros(2, 3, 4, 5),
-        "keep_salient": torch.zeros(2, 3, dtype=torch.bool),
-        "drop_threshold": 0.7,
-        "out": torch.zeros(2, 3, 4, 5),
-        "o": torch.zeros(2, 3, 4),
-    }
-    RAW.graph_dropout(**fine)
-    with pytest.raises(RuntimeError, match=f"graph_dropout: {message}"):
-        RAW.graph_dropout(**{**fine, **changed})
+    calls = {"graph_dropout_backward": (RAW.graph_dropout_on_cpu_backward, {**FINE, **OF_BACKWARD})}
+    if not changed.keys() & OF_BACKWARD.keys():
+        calls["graph_dropout"] = (RAW.graph_dropout_on_cpu, FINE)
+    for name, (call, fine) in calls.items():
+        call(**fine)
+        with pytest.raises((RuntimeError, NotImplementedError), match=f"{name}: {message}" if message else None):
+            call(**{**fine, **changed})
 
 
 def test_the_means_are_float32_whatever_the_default_type_is() -> None:

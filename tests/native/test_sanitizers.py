@@ -53,6 +53,14 @@ for groups, nodes, positions, channels in ((1, 1, 1, 1), (2, 3, 17, 5), (1, 2, 3
             results.append(ops.conv_gru(state, state, weight, weight.detach()[:, 0, 0, 0]))
         sum(x.sum() for x in results).backward()
         assert all(x.isfinite().all() for x in (*results, g.grad, state.grad, weight.grad))
+for channels in (1, 20, 48, 64):
+    for dtype in (torch.float32, torch.bfloat16):
+        g = torch.randn(2, 2, 37, channels, generator=generator).to(dtype)
+        for past in (False, True):
+            r = torch.tensor([[0.1, 0.9], [0.9, 0.1]])
+            out, o = torch.ops.gwsss_fast_native.graph_dropout_on_cpu(g, r, 0.8, 0.7, True, past)
+            slopes = torch.ops.gwsss_fast_native.graph_dropout_on_cpu_backward(g, g, o, r, 0.8, 0.7, True, past)
+            assert out.isfinite().all() and slopes.isfinite().all()
 torch.ops.gwsss_fast_native.dense_crf_forget()
 edges = ((1, 1, 5, 3, 2), (2, 3, 37, 20, 5), (1, 2, 1, 1, 1), (1, 2, 230, 41, 12))
 for groups, nodes, positions, channels, rank in edges:

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gwsss_fast import GwsssError, ops
 from gwsss_fast.launch import edge_tiles
@@ -88,3 +89,77 @@ def test_copies_have_a_tiles_work_to_hide_behind_where_three_stages_fit() -> Non
     ):
         tiles = edge_tiles.weighted(rank, 512, arithmetic, card, False, True)
         assert tiles.num_stages == stages, (card, rank, arithmetic)
+
+
+class Watching(TorchDispatchMode):
+    """Sees every operator that is called inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.seen.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
+def test_a_call_that_nobody_sees_spares_the_operator() -> None:
+    x, leaf = torch.ones(2), torch.ones(2, requires_grad=True)
+    assert dispatch.unobserved(x, torch.nn.Parameter(x, requires_grad=False))
+    assert not dispatch.unobserved(x, leaf)
+    assert not dispatch.unobserved(x, torch.empty(2, device="meta"))
+    assert not dispatch.unobserved(x, torch.Tensor.as_subclass(x, type("Own", (torch.Tensor,), {})))
+    with torch.no_grad():
+        assert dispatch.unobserved(x, leaf)
+    with Watching():
+        assert not dispatch.unobserved(x)
+    with torch.device("cpu"):  # a mode that sees functions
+        assert not dispatch.unobserved(x)
+    with FakeTensorMode():
+        assert not dispatch.unobserved(torch.empty(2))
+    with torch.autograd.forward_ad.dual_level():
+        assert not dispatch.unobserved(x)
+    found = []
+    torch.vmap(lambda y: found.append(dispatch.unobserved(x)) or y)(x)  # type: ignore[func-returns-value]
+    torch.jit.trace(lambda y: found.append(dispatch.unobserved(x)) or y, x, check_trace=False)  # type: ignore[func-returns-value]
+    torch.func.grad(lambda y: found.append(dispatch.unobserved(x)) or y.sum())(x)  # type: ignore[func-returns-value]
+    assert found
+    assert not any(found)
+
+
+def test_graph_dropout_is_the_operator_where_somebody_sees_it() -> None:
+    g, r = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(0)).transpose(1, 2), torch.tensor([0.1, 0.9])
+    with Watching() as watching:
+        seen = ops.graph_dropout(g, r)
+    assert "gwsss_fast::graph_dropout" in watching.seen
+    leaf = g.detach().requires_grad_()
+    trained = ops.graph_dropout(leaf, r)
+    assert "graph_dropout" in trained.grad_fn.name()
+    direct = ops.graph_dropout(g, r)
+    compiled = torch.compile(ops.graph_dropout, backend="eager", fullgraph=True)(g, r)
+    for value in (trained, direct, compiled):
+        assert torch.equal(value, seen)
+        assert value.is_contiguous()
+    assert not direct.requires_grad
+    grads = [torch.autograd.grad(trained.sum(), leaf, retain_graph=True)[0]]
+    with Watching() as watching:
+        grads.append(torch.autograd.grad(trained.sum(), leaf, retain_graph=True)[0])
+    assert "gwsss_fast::graph_dropout_backward" in watching.seen
+    assert torch.equal(*grads)
+
+
+def test_gradients_of_gradients_are_refused_not_lost() -> None:
+    leaf = torch.ones(1, 1, 3, 2, requires_grad=True)
+    out = ops.graph_dropout(leaf, torch.zeros(1))
+    (grad,) = torch.autograd.grad(out.square().sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError):
+        grad.sum().backward()
+
+
+def test_autocast_is_switched_off_where_it_is_on() -> None:
+    x = torch.ones(2, 2)
+    assert dispatch.without_autocast(torch.mm, x, x).dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert dispatch.without_autocast(torch.mm, x, x).dtype == torch.float32
+        assert torch.mm(x, x).dtype == torch.bfloat16

@@ -1,6 +1,10 @@
 // Lines of float or bfloat16 values in native vectors of float, the rest at a line's end included.
 #pragma once
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 #include "vectors.h"
 
 namespace gwsss_fast::GWSSS_ISA {
@@ -15,25 +19,63 @@ inline Floats splat(float value) { return Floats{} + value; }
 
 inline Floats read(const float* from, Whole) { return load<kNative>(from); }
 
+typedef uint16_t Shorts __attribute__((vector_size(2 * kNative)));
+typedef uint32_t Words __attribute__((vector_size(4 * kNative)));
+
 inline Floats read(const BFloat16* from, Whole) {
-  typedef uint16_t Short __attribute__((vector_size(2 * kNative)));
-  typedef uint32_t Word __attribute__((vector_size(4 * kNative)));
-  Short bits;
+#if defined(__AVX512F__)  // GCC's own conversion goes by halves
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return reinterpret_cast<Floats>(reinterpret_cast<Words>(_mm512_maskz_cvtepu16_epi32(0xffff, bits)) << 16);
+#else
+  Shorts bits;
   std::memcpy(&bits, from, sizeof bits);
-  return reinterpret_cast<Floats>(__builtin_convertvector(bits, Word) << 16);
+  return reinterpret_cast<Floats>(__builtin_convertvector(bits, Words) << 16);
+#endif
 }
 
 inline void write(float* to, Floats values, Whole) { store(to, values); }
 
 // Rounded to the nearest, ties to even; NaN stays NaN.
+inline Shorts rounded(Floats values) {
+  const Words bits = reinterpret_cast<Words>(values);
+  Words words = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  words = values == values ? words : Words{} + 0x7fc0;
+  return __builtin_convertvector(words, Shorts);
+}
+
 inline void write(BFloat16* to, Floats values, Whole) {
-  typedef uint16_t Short __attribute__((vector_size(2 * kNative)));
-  typedef uint32_t Word __attribute__((vector_size(4 * kNative)));
-  const Word bits = reinterpret_cast<Word>(values);
-  Word rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  rounded = values == values ? rounded : Word{} + 0x7fc0;
-  const Short result = __builtin_convertvector(rounded, Short);
+  const Shorts result = rounded(values);
   std::memcpy(to, &result, sizeof result);
+}
+
+// As `write`, to memory aligned to a vector and past the caches where the processor can: what is written is not read
+// into them first. Other threads see it after `end_of_writes`.
+inline void write_past(float* to, Floats values) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(to, reinterpret_cast<__m512>(values));
+#elif defined(__AVX__)
+  _mm256_stream_ps(to, reinterpret_cast<__m256>(values));
+#elif defined(__SSE2__)
+  _mm_stream_ps(to, reinterpret_cast<__m128>(values));
+#else
+  write(to, values, Whole());
+#endif
+}
+
+inline void write_past(BFloat16* to, Floats values) {
+#if defined(__AVX512F__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(rounded(values)));
+#elif defined(__AVX__)
+  _mm_stream_si128(reinterpret_cast<__m128i*>(to), reinterpret_cast<__m128i>(rounded(values)));
+#else
+  write(to, values, Whole());
+#endif
+}
+
+inline void end_of_writes() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
 }
 
 template <class T>
@@ -45,9 +87,9 @@ inline Floats read(const T* from, int64_t count) {
 
 template <class T>
 inline void write(T* to, Floats values, int64_t count) {
-  T rounded[kNative];
-  write(rounded, values, Whole());
-  std::memcpy(to, rounded, count * sizeof(T));
+  T whole[kNative];
+  write(whole, values, Whole());
+  std::memcpy(to, whole, count * sizeof(T));
 }
 
 // Calls f(first value, lanes) along a line.

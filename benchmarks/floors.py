@@ -1,0 +1,83 @@
+"""What no version can be much faster than: an operation's bytes or matrix products alone, on its own tensors.
+
+They are timed in turn with the versions, so that caches, threads and other work are the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from benchmarks.cases import Operation
+from benchmarks.timing import Call, interleave, wall_clock
+from gwsss_fast.native import products
+
+NAMES = ("copy", "sum", "products")
+
+
+def calls(operation: Operation, versions: Sequence[list[Tensor]], backward: bool) -> dict[str, list[Call]]:
+    """By name, one call for each set of inputs; none for operations that are neither bytes nor known products.
+
+    "copy alone" reads and writes what graph dropout must, "sum alone" what its backward pass must; "products alone" are
+    those of a ConvGRU with kernel 1, each by the library that is the faster here.
+    """
+    if operation.name == "graph_dropout":
+        move = _sum if backward else _copy
+        return {"sum alone" if backward else "copy alone": [move(tensors[0]) for tensors in versions]}
+    if operation.name == "conv_gru" and operation.kernel == 1:
+        make = _gradient_products if backward else _products
+        return {"products alone": [make(*tensors) for tensors in versions]}
+    return {}
+
+
+def onednn_rate(side: int, rounds: int) -> float:
+    """Floating-point operations a second of a square float32 product, as the native library makes them."""
+    left, right = (torch.randn(side, side) for _ in range(2))
+    products.product(left, right)
+    times = interleave({"gemm": [lambda: products.product(left, right)]}, wall_clock, rounds)
+    return 2.0 * side**3 / (1e-3 * times["gemm"].p50)
+
+
+def _copy(g: Tensor) -> Call:
+    target = torch.empty_like(g)
+    return lambda: target.copy_(g)
+
+
+def _sum(g: Tensor) -> Call:
+    other, target = torch.randn_like(g), torch.empty_like(g)
+    return lambda: torch.add(g, other, out=target)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _in_turn(steps: Sequence[Callable[[], Tensor]]) -> Call:
+    def run() -> None:
+        for step in steps:
+            step()
+
+    return run
+
+
+def _products(m: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> Call:
+    channels, flat = h.shape[1], weight.flatten(1)
+    joined = torch.cat([_rows(m), _rows(h)], 1)
+    ranges = (slice(None, 2 * channels), slice(2 * channels, None))
+    return _in_turn([lambda part=part: products.product(joined, flat[part], bias[part]) for part in ranges])  # type: ignore[misc]
+
+
+def _gradient_products(m: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> Call:
+    channels, flat = h.shape[1], weight.flatten(1)
+    joined = torch.cat([_rows(m), _rows(h)], 1)
+    gates, candidate = torch.randn_like(joined), torch.randn_like(_rows(h))
+    return _in_turn(
+        [
+            lambda: products.product(candidate, flat[2 * channels :].T),
+            lambda: products.product(gates, flat[: 2 * channels].T),
+            lambda: products.product(candidate.T, joined.T),
+            lambda: products.product(gates.T, joined.T),
+        ]
+    )
