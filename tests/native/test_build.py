@@ -7,11 +7,13 @@ import shutil
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from gwsss_fast.native import build, library
+from tests.processes import python
 
 ROOT = Path(__file__).resolve().parents[2]
 CRF = """
@@ -23,12 +25,6 @@ print(ops.dense_crf(prob, image, **options).shape, ops.available()["dense_crf"][
 """
 
 
-def python(code: str, *, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", code]
-    settings = {**os.environ, **environment}
-    return subprocess.run(command, env=settings, cwd=ROOT, capture_output=True, text=True, check=False, timeout=timeout)
-
-
 def script(path: Path, body: str) -> Path:
     path.write_text(f"#!/bin/sh\n{body}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -38,7 +34,8 @@ def script(path: Path, body: str) -> Path:
 def test_importing_builds_nothing(tmp_path: Path) -> None:
     code = "import gwsss_fast, gwsss_fast.doctor; gwsss_fast.ops.available(); gwsss_fast.doctor.native_table()"
     code += "; from gwsss_fast.native import dense_crf; dense_crf.forget()"
-    done = python(code, GWSSS_CACHE=str(tmp_path))
+    settings = {**os.environ, "GWSSS_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=settings, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.rglob("*"))
 
@@ -112,12 +109,9 @@ def slow(folder, tools, prefix, log):
 build.build = slow
 print(library.ensure())
 """
-    settings = {**os.environ, "GWSSS_CACHE": str(tmp_path / "cache")}
-    running = [
-        subprocess.Popen([sys.executable, "-c", code], env=settings, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    outputs = [process.communicate(timeout=120)[0] for process in running]
+    with ThreadPoolExecutor(2) as pool:
+        cache = str(tmp_path / "cache")
+        outputs = [done.stdout for done in pool.map(lambda _: python(code, GWSSS_CACHE=cache), range(2))]
     assert outputs[0] == outputs[1] != ""
     assert (tmp_path / "builds").read_text() == "x"
 
