@@ -242,8 +242,10 @@ import pathlib, signal, sys, time
 log = pathlib.Path(sys.argv[1])
 signal.signal(signal.SIGTERM, lambda *_: log.write_text(log.read_text() + "stopped "))
 log.write_text("started ")
-while "stopped" not in log.read_text():
+for _ in range(1500):  # not for ever, should none come
     time.sleep(0.01)
+    if "stopped" in log.read_text():
+        break
 time.sleep(0.3)  # the time that saving takes, in which no second signal may come
 sys.exit(143)
 """
@@ -275,6 +277,17 @@ def test_a_signal_stops_all_trainings_that_run_and_no_other_starts(
         signal.signal(signal.SIGINT, before)
     assert [path.read_text() for path in logs[:2]] == ["started stopped "] * 2
     assert not logs[2].exists()
+
+
+def test_a_terminal_that_nohup_outlives_stops_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with reproduce.terminating(signal.SIGHUP):
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            with pytest.raises(reproduce.Terminated):
+                signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_estimate_is_the_rates_times_the_steps() -> None:

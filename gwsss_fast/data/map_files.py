@@ -59,6 +59,10 @@ def read_map_file(path: str | Path) -> StoredMaps:
         if len(known) < len(parts) or len({part.shape for part in known}) > 1:
             raise GwsssError(f"{path}: the maps of its classes differ in shape, or are none")
         maps = {"ensemble": _planes(np.stack(known), keys, path)}
+        if len(keys) > 1 and keys[0] == 0 and np.allclose(maps["ensemble"].sum(0), 1, atol=1e-3):
+            raise GwsssError(
+                f"{path} holds probabilities after a CRF, whose class 0 is background; name the maps' folder"
+            )
     else:
         raise GwsssError(f"{path} holds neither IRN's entries keys and high_res nor SEAM's maps by class number")
     return StoredMaps(keys, maps)

@@ -107,9 +107,17 @@ def test_errors_name_the_file(tmp_path, cams, capsys):
     np.save(tmp_path / "evil.npy", {"keys": Intruder(), "high_res": cams.ensemble})
     np.save(tmp_path / "other.npy", {"name": 3})
     np.save(tmp_path / "uneven.npy", {1: np.zeros((2, 2)), 2: np.zeros((3, 2))})
+    np.save(tmp_path / "crf.npy", {0: cams.graph[0], 15: 1 - cams.graph[0]})
     np.save(tmp_path / "short.npy", {"keys": np.array([1]), "high_res": cams.ensemble})
     np.save(tmp_path / "sized.npy", {"keys": np.array([3, 14]), "cam": cams.ensemble, "size": np.array([0, 13])})
-    messages = {"evil": "evil", "other": "neither", "uneven": "differ", "short": "do not fit", "sized": "height"}
+    messages = {
+        "evil": "evil",
+        "other": "neither",
+        "uneven": "differ",
+        "crf": "background",
+        "short": "do not fit",
+        "sized": "height",
+    }
     for name, message in messages.items():
         with pytest.raises(GwsssError, match=message) as caught:
             load_maps(tmp_path / f"{name}.npy")
