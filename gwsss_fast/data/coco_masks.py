@@ -62,7 +62,7 @@ def stored_index(folder: Path) -> StoredIndex:
             classes, files = (tuple(content[name].tolist()) for name in ("classes", "files"))
             labels = np.unpackbits(content["labels"], axis=1, count=len(classes))
             sizes, offsets = content["sizes"], content["offsets"]
-    except (OSError, ValueError, KeyError, EOFError, zlib.error) as error:
+    except Exception as error:  # a broken file breaks anywhere
         raise GwsssError(f"{folder} is no complete index of annotations ({error}); delete it and run again") from error
     return StoredIndex(
         folder, classes, files, sizes, labels, offsets, {Path(file).stem: row for row, file in enumerate(files)}

@@ -144,8 +144,8 @@ class DiskCache(ImageCache):
         with (self.folder / "lock").open("a+b") as lock:
             if fcntl is not None:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            text = self._total.read_text() if self._total.is_file() else ""
-            yield int(text) if text.isdecimal() else None
+            text = self._total.read_bytes()[:20] if self._total.is_file() else b""
+            yield int(text) if text.isdigit() else None
 
     @property
     def _total(self) -> Path:
@@ -174,7 +174,7 @@ def _load(path: Path) -> np.ndarray | None:
             raise ValueError("no image")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError):
+    except Exception:  # a broken header breaks anywhere
         with contextlib.suppress(OSError):
             path.unlink()
         return None

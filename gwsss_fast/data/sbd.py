@@ -46,7 +46,7 @@ def read_sbd(path: Path, pixels: int) -> np.ndarray:
                 kind, data = next(_elements(unpacked, order))
             matrix = _matrix(data, order) if kind == _MATRIX else None
             if matrix is not None and matrix.name == "GTcls":
-                return _numbers(_field(matrix, "Segmentation", order), order)
+                return _numbers(_field(matrix, "Segmentation", order), order, pixels)
         raise ValueError("it has no GTcls")
     except FileNotFoundError as error:
         raise GwsssError(f"mask {path} does not exist") from error
@@ -96,12 +96,14 @@ def _field(matrix: _Matrix, name: str, order: str) -> _Matrix:
     return _matrix(data, order)
 
 
-def _numbers(matrix: _Matrix, order: str) -> np.ndarray:
+def _numbers(matrix: _Matrix, order: str, most: int) -> np.ndarray:
     """The numbers of a matrix; MATLAB writes column after column, and doubles as bytes where they fit."""
     kind, data = matrix.rest[0]
     if kind not in _TYPES:
         raise ValueError(f"{matrix.name} holds no numbers")
     numbers = np.frombuffer(data, order + _TYPES[kind]).reshape(matrix.shape, order="F")
+    if numbers.size > most:
+        raise ValueError(f"it has {numbers.size} pixels, more than max_megapixels allows")
     if numbers.dtype.kind == "f":
         if not (np.abs(numbers) < 2**31).all() or (numbers != numbers.round()).any():
             raise ValueError("it holds numbers that are not whole")

@@ -92,6 +92,8 @@ def test_an_sbd_file_that_unpacks_to_gigabytes(tmp_path):
     set_pixel_limit(0.01)
     small = np.zeros((100, 100), np.uint8)
     assert read_mask(sbd(tmp_path / "good.mat", small), 3).shape == (100, 100)
+    with pytest.raises(GwsssError, match=r"large\.mat is not .*it has 160000 pixels, more than max_megapixels allows"):
+        read_mask(sbd(tmp_path / "large.mat", np.zeros((400, 400), np.uint8)), 3)
     bomb = sbd(tmp_path / "bomb.mat", small, Boundaries=np.zeros(2**24, np.uint8))
     assert bomb.stat().st_size < 40_000
     with pytest.raises(GwsssError, match=r"bomb\.mat is not .* unpacks to more than the 1 MB of a mask"):

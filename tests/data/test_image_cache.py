@@ -105,7 +105,7 @@ def test_it_keeps_to_its_size_and_what_is_not_used_makes_room(records, tmp_path,
     assert not files(tmp_path / "tiny")
 
 
-@pytest.mark.parametrize("content", [b"", b"rubbish", None])
+@pytest.mark.parametrize("content", [b"", b"rubbish", b"\x93NUMPY\x01\0\x10\0{'descr': ('|u1'", None])
 def test_damaged_files_are_made_again(records, tmp_path, content):
     cache = DiskCache(tmp_path / "cache", 1)
     cache.read(records[0])
@@ -114,6 +114,7 @@ def test_damaged_files_are_made_again(records, tmp_path, content):
         np.save(path, np.zeros((30, 40), np.uint8))
     else:
         path.write_bytes(content or path.read_bytes()[:200])
+    (tmp_path / "cache" / "bytes").write_bytes(b"\xff\xfe9")
     for _ in range(2):
         assert np.array_equal(np.asarray(cache.read(records[0])), pixels(records[0]))
     assert path.stat().st_size == BYTES
