@@ -115,11 +115,12 @@ class Run:
     step_timer: Timer
     rounds: int = 30
     found: list[Record] = field(default_factory=list)
-    failed: int = 0
+    failed_besides: int = 0
     unchecked: int = 0
     skipped: list[str] = field(default_factory=list)
     checked: dict[str, bool] = field(default_factory=dict)
     measured: list[str] = field(default_factory=list)
+    without: list[str] = field(default_factory=list)
 
     def keep(self, lines: Sequence[Record]) -> None:
         """Remember lines, and append them to the file at once."""
@@ -134,13 +135,17 @@ class Run:
         for line in lines:
             reason = str(line.get("reason") or "")
             if line["ours"] and reason and not for_lack_of_time(reason):
-                self.failed += 1
+                self.failed_besides += 1
                 self.say(f"FAILED {label}, {line['pass']}, {line['peer']}: {reason}")
 
-    def state(self, without: Sequence[str]) -> State:
-        """For a process that goes on without some things; it counts the checks' failures itself."""
-        failed = self.failed - sum(not right for right in self.checked.values())
-        return State(self.checked, self.measured, self.found, max(failed, 0), list(without))
+    @property
+    def failed(self) -> int:
+        """Checks that were wrong, what broke the GPU, and whatever of ours did not run."""
+        return sum(not right for right in self.checked.values()) + len(self.without) + self.failed_besides
+
+    def state(self, broken: str) -> State:
+        """For a process that goes on without what has broken the GPU."""
+        return State(self.checked, self.measured, self.found, self.failed_besides, [*self.without, broken])
 
     @property
     def status(self) -> int:
@@ -160,7 +165,7 @@ def build_library(run: Run, seconds: float) -> bool:
     """Build the native library's kernels, if they are not there. Whether they can run here; no nvcc is no failure."""
     reason = preparing.native_library(seconds)
     run.say(f"native library: {reason or 'ready'}")
-    run.failed += reason is not None and not preparing.lacks_nvcc()
+    run.failed_besides += reason is not None and not preparing.lacks_nvcc()
     return reason is None
 
 
@@ -214,11 +219,9 @@ def check_all(run: Run, checks: Sequence[gpu_checks.Check], until: float = 0.0) 
         if not outcome.skipped:
             run.checked[outcome.check.label] = not outcome.failures
     for group, (skipped, passed, failed) in tally.items():
-        run.say(
-            f"{group}: {passed} right, {failed} wrong" + (f", {skipped} skipped for lack of time" if skipped else "")
-        )
+        late = f", {skipped} skipped for lack of time" if skipped else ""
+        run.say(f"{group}: {passed} right, {failed} wrong{late}")
         run.keep([{"check": group, "passed": passed, "failed": failed, "skipped": skipped}])
-        run.failed += failed
         run.unchecked += skipped
 
 
@@ -239,14 +242,14 @@ def measure_all(run: Run, jobs: Sequence[Job], limits: Ceilings | None) -> None:
         if not run.clock.allows(job.seconds):
             run.skipped.append(job.label)
             continue
-        begin = run.clock.left()
+        begin, one = run.clock.left(), measure_step if job.operation is None else measure_one
         try:
-            lines = measure_step(run, job, limits) if job.operation is None else measure_one(run, job, limits)
+            lines = one(run, job, limits)
         except BrokenGpuError:
             raise
         except Exception as error:  # one broken case must not cost the others
             run.say(f"{job.label}: {measuring.first_line(error)}")
-            run.failed += 1
+            run.failed_besides += 1
             run.measured.append(job.label)
             if restarts.broken():
                 raise BrokenGpuError(job.label, measuring.first_line(error)) from error
@@ -283,8 +286,7 @@ def measure_step(run: Run, job: Job, limits: Ceilings | None) -> list[Record]:
     base = {"operation": "group_step", "pass": "step", **records.describe(size, dtype)}
     missing = {}
     for peer in found:
-        function: group_step.Function | None = None
-        reason: str | None = NO_TIME
+        function, reason = None, NO_TIME
         if run.clock.allows(2):
             limit = min(2 * PEER_LIMIT_S, run.clock.left() - RESERVE_S)
             function, reason = group_step.ready(peer, size, dtype, device, wanted, limit)
@@ -321,9 +323,8 @@ def last_words(run: Run) -> None:
     )
     if run.skipped:
         run.console.print(f"NO TIME WAS LEFT for: {'; '.join(run.skipped)}", markup=False, highlight=False)
-    where = f"; lines appended to {run.path}" if run.path is not None else ""
     late = f", {run.unchecked} were not reached" if run.unchecked else ""
-    run.console.print(f"{run.failed} checks failed{late}{where}", highlight=False)
+    run.console.print(f"{run.failed} checks failed{late}; lines appended to {run.path}", highlight=False)
     run.console.print(records.table(run.found, records.device_name(run.device)))
 
 
@@ -359,9 +360,9 @@ def main(words: Sequence[str] | None = None) -> int:
         everything(run, options.workers, options.budget, state)
     except BrokenGpuError as error:
         run.say(f"{error}; going on without it in a new process")
-        given = {"budget": run.clock.left(), "output": options.output, "workers": options.workers}
-        again = [f"--{name}={value}" for name, value in {**given, "rounds": options.rounds}.items()]
-        restarts.replace_process(run.state([*state.without, error.name]), "benchmarks.on_gpu", again)
+        options.budget = run.clock.left()
+        again = [f"--{name}={value}" for name, value in vars(options).items() if name != "state"]
+        restarts.replace_process(run.state(error.name), "benchmarks.on_gpu", again)
     finally:
         faulthandler.cancel_dump_traceback_later()
     return run.status
@@ -382,7 +383,7 @@ def everything(run: Run, workers: int, budget: float, state: State | None = None
     else:
         restarts.leave_out(state.without)
         run.checked, run.measured, run.found = state.checks, state.jobs, state.found
-        run.failed = state.failed + len(state.without)
+        run.failed_besides, run.without = state.failed, state.without
         native = preparing.native_library_is_ready()
     native = native and "dense_crf: cuda" not in restarts.left_out
     crf = crf_on_gpu.checks(run.device) if native else []

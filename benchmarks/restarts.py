@@ -35,7 +35,7 @@ class BrokenGpuError(Exception):
 @dataclass
 class State:
     """What a run has found. checks: label to whether it passed. jobs: labels of what was measured. found: all lines.
-    failed: measurements that failed. without: what broke the GPU."""
+    failed: builds and measurements that failed. without: what broke the GPU."""
 
     checks: dict[str, bool] = field(default_factory=dict)
     jobs: list[str] = field(default_factory=list)

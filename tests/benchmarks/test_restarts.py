@@ -159,7 +159,8 @@ def test_the_next_process_knows_what_was_found(
         on_gpu.everything(run, 1, 100.0)
     started: list[list[str]] = []
     monkeypatch.setattr(os, "execv", lambda program, words: started.append(words))
-    restarts.replace_process(run.state([error.value.name]), "benchmarks.on_gpu", ["--budget=50"])
+    assert run.failed == 1  # the wrong one
+    restarts.replace_process(run.state(error.value.name), "benchmarks.on_gpu", ["--budget=50"])
     ((program, *words, path),) = started
     assert program == sys.executable
     assert words == ["-m", "benchmarks.on_gpu", "--budget=50", "--state"]
