@@ -264,6 +264,8 @@ def _versions(format: str) -> dict[str, str]:
     import importlib
 
     found = {"gwsss_fast": __version__, "torch": torch.__version__}
+    if format == "aoti":
+        found["cpu"] = torch.backends.cpu.get_cpu_capability()
     wanted = ["onnx", "onnxscript"] if format in ("onnx", *ENGINES) else []
     wanted += [build_engines.MODULES[format]] if format in ENGINES else []
     for name in wanted:

@@ -96,7 +96,9 @@ def _command(arguments: Sequence[str]) -> None:
     if distributed.is_main():
         print(f"{count} masks in {output}")
     if unreadable:
-        more = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
+        for reason in unreadable[1:] if distributed.is_main() else ():
+            print(f"not done: {reason}", file=sys.stderr)
+        more = f" (and {len(unreadable) - 1} more, see above)" if len(unreadable) > 1 else ""
         raise GwsssError(f"{unreadable[0]}{more}; all other images are done")
 
 

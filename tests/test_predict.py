@@ -1,6 +1,7 @@
 """Masks of one's own images: what is written, going on, and inputs that cannot be used."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -65,7 +66,12 @@ def test_a_broken_image_is_named_at_the_end_and_the_rest_is_done(
     finished: tuple[Path, Path], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "broken.jpg").write_bytes(b"no image")
-    fails(capsys, run(finished, folder, "--output", tmp_path / "out"), "broken.jpg", "all other images are done")
+    (folder / "inside" / "empty.png").touch()
+    status, told = run(finished, folder, "--output", tmp_path / "out"), capsys.readouterr().err.splitlines()
+    assert status == 2
+    first, last = (line for line in told if line.startswith(("not done: ", "error: ")))
+    assert "empty.png" in first
+    assert re.search(r"broken\.jpg .*\(and 1 more, see above\); all other images are done$", last)
     assert len([*(tmp_path / "out").rglob("*.png")]) == 3
 
 

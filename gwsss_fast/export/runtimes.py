@@ -140,6 +140,9 @@ class AotiRuntime(Runtime):
         self.device = torch.device(metadata.device if device == "auto" else device)
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise GwsssError(f"{path} was compiled for a GPU and PyTorch sees none here; export it for cpu")
+        made_for, here = metadata.versions.get("cpu"), torch.backends.cpu.get_cpu_capability()
+        if self.device.type == "cpu" and made_for not in (None, here):  # it would end by an illegal instruction
+            raise GwsssError(f"{path} was compiled for a processor with {made_for}, here is {here}; export it here")
         made_with, index = metadata.versions.get("torch", "unknown"), self.device.index
         try:
             self.model = torch._inductor.aoti_load_package(str(path), device_index=-1 if index is None else index)

@@ -59,8 +59,8 @@ def find_inputs(words: Sequence[str], output: Path) -> Inputs:
             name = (file.relative_to(base) if base else Path(file.name)).with_suffix("").as_posix()
             if taken.setdefault(name, file) != file:
                 raise GwsssError(
-                    f"{file} and {taken[name]} would both become {name}.png; give the folder that holds both, or "
-                    "run them into two outputs"
+                    f"{file} and {taken[name]} would both become {name}.png; give the folder that holds both, a "
+                    "pattern such as 'photos/*.jpg', or run them into two outputs"
                 )
             kind: dict[str, Any] = found.videos if file.suffix.lower() in VIDEO_EXTENSIONS else found.images
             kind[name] = file

@@ -133,6 +133,10 @@ def test_packages_of_aotinductor_with_a_stand_in_for_the_compiler(
         open_runtime(path)
     with pytest.raises(GwsssError, match=r"was compiled for cpu, not cuda|sees no GPU"):
         open_runtime(path, "cuda")
+    foreign = replace(metadata, versions={"cpu": "AVX9"})
+    compile_package(export_program(deployed(nano(), metadata), metadata), path, foreign, {})
+    with pytest.raises(GwsssError, match="compiled for a processor with AVX9, here is"):
+        open_runtime(path)
 
     def broken(*arguments: object, **options: object) -> list[str]:
         raise RuntimeError("no g++")
