@@ -142,13 +142,13 @@ struct GruShape {
   int64_t channels;
 };
 
-// z, r = sigmoid(opened), which holds both side by side; reset = r h.
+// z, r = sigmoid(opened), which holds both side by side, and may be them; reset = r h.
 struct GruGates {
   GruShape shape;
   Rows opened, h, z, r, reset;
 };
 
-// c = tanh(c) in place; out = (1 - z) h + z c.
+// c = tanh(c) in place; out = (1 - z) h + z c. out may be c, which it then replaces.
 struct GruBlend {
   GruShape shape;
   Rows c, h, z, out;

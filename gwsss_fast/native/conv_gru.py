@@ -36,9 +36,11 @@ def conv_gru(m: Tensor, h: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> 
     state, channels = rows_of(h), h.shape[1]
     joined = _side_by_side(rows_of(m), state)
     opened = convolution(joined, weight[: 2 * channels], bias[: 2 * channels], h)
-    z, r, out = (new_empty(state, state.shape) for _ in range(3))
+    # What no backward pass wants stays where it was computed: a third less memory to pass through.
+    z, r = (new_empty(state, state.shape) for _ in range(2)) if keep else opened.chunk(2, 1)
     _library.conv_gru_gates(opened, state, z, r, joined[:, channels:])
     c = convolution(joined, weight[2 * channels :], bias[2 * channels :], h)
+    out = new_empty(state, state.shape) if keep else c
     _library.conv_gru_blend(c, state, z, out)
     z, r, c = (images_of(x, h) if keep else h.new_empty(0) for x in (z, r, c))
     return images_of(out, h), z, r, c

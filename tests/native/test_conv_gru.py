@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from gwsss_fast import GwsssError, ops
-from gwsss_fast.native import library
+from gwsss_fast.native import convolutions, library
 from gwsss_fast.ops import dispatch
 from tests.ops.cases import dense, strided
-from tests.ops.golden import assert_as_good_as_plain, run
+from tests.ops.golden import assert_as_good_as_plain, poisoned_memory, run
 
 if library.prepare() is not None:
     pytest.skip(str(library.prepare()), allow_module_level=True)
@@ -83,11 +83,26 @@ def test_empty_batch_and_repetition(kernel: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip([*first, *slopes], [*second, *others], strict=True))
 
 
-def test_without_gradients_no_gates_are_kept() -> None:
-    tensors, _ = inputs((1, 5, 3, 3), 1, torch.float32)
+@DTYPES
+@pytest.mark.parametrize("wide", [1, 10**9])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_without_gradients_no_gates_are_kept(
+    kernel: int, wide: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The result is the same, in memory that is no input's; by Winograd's way too."""
+    monkeypatch.setattr(convolutions, "_WIDE", wide)
+    monkeypatch.setattr(convolutions, "_MANY", 1)
+    tensors, _ = inputs((2, 20, 3, 5), kernel, dtype, strided)
+    before = [x.clone() for x in tensors]
     forward = dispatch.kernel("conv_gru", "cpp").forward
-    assert [x.numel() for x in forward(*tensors, False)] == [45, 0, 0, 0]
-    torch.testing.assert_close(forward(*tensors, False)[0], forward(*tensors, True)[0], rtol=0, atol=0)
+    with poisoned_memory():
+        out, *gates = forward(*tensors, False)
+        kept, *others = forward(*tensors, True)
+    assert out.isfinite().all()
+    assert torch.equal(out, kept)
+    assert [x.numel() for x in gates] == [0, 0, 0]
+    assert all(x.isfinite().all() and x.shape == out.shape for x in others)
+    assert all(torch.equal(x, y) for x, y in zip(tensors, before, strict=True))
 
 
 def test_it_is_what_auto_takes_and_other_dtypes_are_refused() -> None:
