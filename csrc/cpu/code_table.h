@@ -1,86 +1,106 @@
 // A table from codes of lattice points to numbers.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <utility>
 
 #include "buffer.h"
 
 namespace gwsss_fast {
 
-// Open addressing from codes of lattice points to numbers in the order of their first insertion.
+// From codes of lattice points to numbers in the order of their first insertion. A bucket is a line of the cache and
+// looked through without branches, as which entry it is, and whether it is there, cannot be predicted; a full one is
+// continued in the next.
 class CodeTable {
  public:
+  CodeTable() = default;  // of nothing
+
   explicit CodeTable(size_t expected) {
-    size_t capacity = 64;
-    while (capacity < 2 * expected) capacity *= 2;
-    resize(capacity);
+    size_t buckets = 2;
+    while (kLoad * buckets < expected) buckets *= 2;
+    resize(buckets);
   }
 
   // The number of `code`, a new one if it is not there.
   int32_t insert(uint64_t code) {
-    if (2 * count_ >= entries_.size()) grow();
-    size_t at = slot(code);
-    while (entries_[at].number >= 0) {
-      if (entries_[at].code == code) return entries_[at].number;
-      at = (at + 1) & mask_;
-    }
-    entries_[at] = {code, static_cast<int32_t>(count_)};
-    codes_[count_++] = code;
-    return entries_[at].number;
+    if (count_ >= kLoad * buckets_.size()) grow();
+    int32_t found;
+    Bucket& bucket = buckets_[look_up(code, &found)];
+    codes_[count_] = code;
+    count_ += found == 0;
+    return found != 0 ? found - 1 : bucket.add(code, static_cast<int32_t>(count_));
   }
 
-  // The number of `code`, or -1.
+  // The number of `code`, or -1. Not of a table of nothing.
   int32_t find(uint64_t code) const {
-    for (size_t at = slot(code); entries_[at].number >= 0; at = (at + 1) & mask_)
-      if (entries_[at].code == code) return entries_[at].number;
-    return -1;
+    int32_t found;
+    look_up(code, &found);
+    return found - 1;
   }
 
-  // Replaces every number n by number[n]; nothing may be inserted after.
-  void renumber(const int32_t* number) {
-    for (size_t at = 0; at < entries_.size(); ++at)
-      if (entries_[at].number >= 0) entries_[at].number = number[entries_[at].number];
-  }
-
-  void prefetch(uint64_t code) const { __builtin_prefetch(&entries_[slot(code)]); }
+  void prefetch(uint64_t code) const { __builtin_prefetch(&buckets_[slot(code)]); }
   size_t size() const { return count_; }
   const uint64_t* codes() const { return codes_.data(); }  // by number
 
  private:
-  struct Entry {
-    uint64_t code;
-    int32_t number;
+  static constexpr int32_t kEntries = 5;
+  static constexpr size_t kLoad = 2;  // entries a bucket on average, at most
+
+  struct alignas(64) Bucket {
+    uint64_t code[kEntries];
+    int32_t number[kEntries];  // + 1; 0 where there is none
+    int32_t count;
+
+    // 0 if it is not there.
+    int32_t find(uint64_t wanted) const {
+      int32_t found = 0;
+      for (int i = 0; i < kEntries; ++i) found |= number[i] & -static_cast<int32_t>(code[i] == wanted);
+      return found;
+    }
+
+    int32_t add(uint64_t added, int32_t next) {
+      code[count] = added;
+      number[count++] = next;
+      return next - 1;
+    }
   };
 
   size_t slot(uint64_t code) const { return (code * 0x9E3779B97F4A7C15ull) >> shift_; }
 
-  void resize(size_t capacity) {
-    entries_ = Buffer<Entry>(capacity);
-    std::fill_n(entries_.data(), capacity, Entry{0, -1});
-    Buffer<uint64_t> codes(capacity / 2);  // no more are inserted before it grows
-    std::copy_n(codes_.data(), count_, codes.data());
+  // The bucket that `code` is in, or belongs into if `found`, its number + 1, is 0.
+  size_t look_up(uint64_t code, int32_t* found) const {
+    size_t at = slot(code);
+    *found = buckets_[at].find(code);
+    while (__builtin_expect((*found == 0) & (buckets_[at].count == kEntries), 0)) {
+      at = (at + 1) & (buckets_.size() - 1);
+      *found = buckets_[at].find(code);
+    }
+    return at;
+  }
+
+  void resize(size_t buckets) {
+    buckets_ = Buffer<Bucket>(buckets);
+    std::memset(static_cast<void*>(buckets_.data()), 0, buckets_.bytes());
+    Buffer<uint64_t> codes(kLoad * buckets + 1);  // no more are inserted before it grows
+    if (count_ > 0) std::memcpy(codes.data(), codes_.data(), count_ * sizeof(uint64_t));
     codes_ = std::move(codes);
-    mask_ = capacity - 1;
     shift_ = 64;
-    for (; capacity > 1; capacity /= 2) --shift_;
+    for (; buckets > 1; buckets /= 2) --shift_;
   }
 
   void grow() {
-    resize(2 * entries_.size());
+    resize(2 * buckets_.size());
     for (size_t i = 0; i < count_; ++i) {
-      size_t at = slot(codes_[i]);
-      while (entries_[at].number >= 0) at = (at + 1) & mask_;
-      entries_[at] = {codes_[i], static_cast<int32_t>(i)};
+      int32_t found;
+      buckets_[look_up(codes_[i], &found)].add(codes_[i], static_cast<int32_t>(i) + 1);
     }
   }
 
-  Buffer<Entry> entries_;
+  Buffer<Bucket> buckets_;
   Buffer<uint64_t> codes_;
   size_t count_ = 0;
-  size_t mask_ = 0;
   int shift_ = 0;
 };
 

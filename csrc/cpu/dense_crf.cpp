@@ -22,6 +22,7 @@ namespace gwsss_fast {
 namespace {
 
 constexpr int64_t kLeastRows = 4096;           // vertices of a lattice that a thread takes at least
+constexpr size_t kLeastStreamed = 4 << 20;     // bytes of vertices; fewer are still in the cache when they are read
 constexpr size_t kMostKept = size_t{1} << 28;  // bytes of lattices kept for a next call
 constexpr size_t kMostPositions = 2;           // lattices of positions kept
 constexpr size_t kMostColours = 1;             // lattices of colours kept
@@ -118,14 +119,14 @@ class MeanField {
     for (int64_t step = 0; step <= iterations; ++step) {
       if (marginals != nullptr) marginals->emplace_back(pass_.pixels * pass_.pitch);
       PixelPass pass = make_pass(step > 0, step < iterations);
-      pass.marginal = marginals != nullptr ? marginals->back().data() : nullptr;
+      if (marginals != nullptr) pass.row = marginals->back().data();
       pass.input = step == 0 ? prob : nullptr;
       pass.output = step == iterations ? output : nullptr;
       plan.push_back(over_strips(pass, [&nan](const PixelPass& p, int64_t begin, int64_t end, float* scratch) {
         if (gwsss_fast::kernels().forward(p, begin, end, scratch)) nan = true;
         if (nan) throw std::invalid_argument("dense_crf: prob holds NaN");
       }));
-      if (step < iterations) plan.push_back(filter(false));
+      if (step < iterations) plan.push_back(filter(pass.row, false));
     }
     run_phases(plan);
   }
@@ -140,7 +141,7 @@ class MeanField {
       pass.input = first ? grad : nullptr;
       pass.output = step == 0 ? grad_unary : nullptr;
       plan.push_back(over_strips(pass, gwsss_fast::kernels().backward));
-      if (step > 0) plan.push_back(filter(true));
+      if (step > 0) plan.push_back(filter(pass.row, true));
     }
     run_phases(plan);
   }
@@ -158,6 +159,7 @@ class MeanField {
     auto lattice = cache().get(features, order_);
     kernels_.push_back({weight, lattice, Buffer<float>(lattice->strip_rows * pass_.pitch),
                         Buffer<float>(lattice->vertices * pass_.pitch)});
+    if (lattice->direct && row_.size() == 0) row_ = Buffer<float>(pass_.pixels * pass_.pitch);
   }
 
   // read: messages; write: rows for the next filter.
@@ -174,6 +176,7 @@ class MeanField {
                        lattice.weight.data(),
                        read ? kernel.vertex.data() : nullptr,
                        write ? kernel.strip_row.data() : nullptr};
+      if (write && lattice.direct) pass.row = row_.data();
     }
     return pass;
   }
@@ -198,8 +201,9 @@ class MeanField {
     }
   }
 
-  // Vertices = weight * blur of the sums over strips; `transposed` takes the directions in reverse order.
-  Phase filter(bool transposed) {
+  // Vertices = weight * blur of the sums over strips, or over the pixels' rows; `transposed` takes the directions in
+  // reverse order.
+  Phase filter(const float* row, bool transposed) {
     struct Task {
       Sweep sweep;
       int64_t begin;
@@ -208,7 +212,7 @@ class MeanField {
     std::vector<Task> tasks;
     for (Kernel& kernel : kernels_)
       for (int64_t plane = 0; plane < planes(pass_.pitch); ++plane) {
-        const Sweep sweep = make_sweep(kernel, plane, transposed);
+        const Sweep sweep = make_sweep(kernel, row, plane, transposed);
         // Halos are done twice where two ranges meet; results are the same wherever the cuts are.
         const int64_t parts = std::clamp<int64_t>(kernel.lattice->vertices / kLeastRows, 1, threads());
         int64_t begin = 0;
@@ -228,7 +232,7 @@ class MeanField {
             }};
   }
 
-  Sweep make_sweep(Kernel& kernel, int64_t plane, bool transposed) const {
+  Sweep make_sweep(Kernel& kernel, const float* row, int64_t plane, bool transposed) const {
     const Lattice& lattice = *kernel.lattice;
     Sweep sweep{};
     sweep.size = lattice.size;
@@ -244,10 +248,13 @@ class MeanField {
     sweep.neighbour = lattice.neighbour.data();
     sweep.source_start = lattice.source_start.data();
     sweep.source = lattice.source.data();
-    sweep.strip_row = kernel.strip_row.data() + plane * kPlane * lattice.strip_rows;
+    sweep.source_weight = lattice.direct ? lattice.source_weight.data() : nullptr;
+    sweep.row = lattice.direct ? row + plane * kPlane : kernel.strip_row.data() + plane * kPlane * lattice.strip_rows;
+    sweep.row_pitch = lattice.direct ? pass_.pitch : plane_width(pass_.pitch, plane);
     sweep.scale = kernel.weight / (1.0f + std::ldexp(1.0f, 1 - lattice.size));  // the blur's gain
     sweep.vertex = kernel.vertex.data() + plane * kPlane * lattice.vertices;
     sweep.width = plane_width(pass_.pitch, plane);
+    sweep.streamed = kernel.vertex.bytes() >= kLeastStreamed;
     sweep.slot_rows = lattice.largest_level;
     return sweep;
   }
@@ -256,6 +263,7 @@ class MeanField {
   PixelPass pass_{};
   std::vector<Kernel> kernels_;
   Buffer<float> unary_;
+  Buffer<float> row_;  // what direct lattices sum
 };
 
 }  // namespace

@@ -9,7 +9,8 @@
 namespace gwsss_fast {
 
 constexpr int kMaxDimensions = 5;
-constexpr int kAhead = 8;  // pixels by which rows are fetched before they are needed
+constexpr int kAhead = 20;  // pixels by which rows are fetched before they are needed
+constexpr int32_t kFirst = INT32_MIN;
 constexpr int kTile = 16;  // pixels whose labels are transposed together
 
 // Features of a pixel: (x, y) / sxy, and with 5 dimensions also (r, g, b) / srgb.
@@ -65,11 +66,11 @@ struct PixelPass {
   Edges edges[2];
   const float* input;  // (labels, pixels): probabilities in the first pass forward, gradients in that backward, or null
   float* output;       // (labels, pixels): marginals in the last pass forward, gradients in that backward, or null
-  float* unary;        // (pixels, pitch): logarithm of the probabilities; backward its gradient
-  float* marginal;     // (pixels, pitch): written forward if not null, read backward
+  float* unary;           // (pixels, pitch): logarithm of the probabilities; backward its gradient
+  const float* marginal;  // (pixels, pitch): read backward
+  float* row;             // (pixels, pitch): marginals or, backward, the scores' gradients are written to it, or null
 
   bool reads() const { return kernels > 0 && edges[0].vertex != nullptr; }
-  bool writes() const { return kernels > 0 && edges[0].strip_row != nullptr; }
 };
 
 // The filter of one plane. Vertices are sorted by level, one of their coordinates, which a step along a direction
@@ -82,11 +83,14 @@ struct Sweep {
   int64_t levels;
   const int32_t* level;         // first vertex of each level, and the end
   const int32_t* neighbour;     // (size, vertices, 2) before and after along each direction, counted in their level
-  const int32_t* source_start;  // first entry of each vertex in `source`, and the end
-  const int32_t* source;        // rows whose sum is the vertex before the blur
-  const float* strip_row;       // this plane of the strips' rows
+  const int32_t* source_start;  // where each level's vertices begin in `source`, and the end
+  const int32_t* source;        // rows whose sum is a vertex before the blur, + kFirst where the next vertex begins
+  const float* source_weight;   // what each is multiplied by, or null
+  const float* row;             // this plane of the rows: of strips or of pixels
+  int64_t row_pitch;
   float scale;                  // what the sum is multiplied by
   float* vertex;                // this plane of the vertices: the result
+  bool streamed;                // past the caches, which it does not fit
   int64_t width;                // of this plane
   int64_t slots;
   int64_t slot_rows;  // of the largest level; as a neighbour, none

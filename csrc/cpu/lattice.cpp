@@ -3,127 +3,76 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "code_table.h"
 #include "parallel.h"
+#include "strip.h"
 
 namespace gwsss_fast {
 namespace {
 
-constexpr int64_t kLocated = 512;       // pixels located at a time
-constexpr int64_t kParts = 16;          // parts of the vertices that threads take
+constexpr int64_t kParts = 16;          // parts of the levels that threads take
 constexpr int64_t kLeastSorted = 8192;  // rows; fewer stay in the second cache anyway
-
-// The last simplices met by a strip, and their corners' rows: neighbouring pixels often share one.
-struct Recent {
-  static constexpr size_t count = 512;
-  struct Entry {
-    uint64_t code;
-    uint32_t order = ~0u;
-    int32_t row[kMaxDimensions + 1];
-  };
-  std::array<Entry, count> entries;
-
-  Entry& at(uint64_t code, uint32_t order) {
-    return entries[((code + order) * 0x9E3779B97F4A7C15ull) >> 55];
-  }
-};
+constexpr int64_t kMostDirect = 4;      // pixels a row
 
 // Builds a lattice in phases, whose work is cut the same way whatever the number of threads. Vertices are numbered
-// level by level. The levels are dealt out in parts, so that each part can be numbered for itself.
+// level by level, each level with a table of its own, which stays in the cache.
 class Builder {
  public:
   Builder(const Features& features, const Order& order)
       : features_(features), coding_(make_coding(features)), size_(features.dimensions + 1) {
-    lattice->size = size_;
-    lattice->pixels = features.height * features.width;
-    lattice->strip = order.strip;
-    const int64_t entries = lattice->pixels * size_;
-    lattice->corner = Buffer<int32_t>(entries + kAhead * size_);
-    std::fill_n(lattice->corner.data() + entries, kAhead * size_, 0);
-    lattice->strip_corner = Buffer<int32_t>(entries);
-    lattice->weight = Buffer<float>(entries);
+    lattice_->size = size_;
+    lattice_->pixels = features.height * features.width;
+    lattice_->strip = order.strip;
+    const int64_t entries = lattice_->pixels * size_;
+    lattice_->corner = Buffer<int32_t>(entries + kAhead * size_);
+    std::fill_n(lattice_->corner.data() + entries, kAhead * size_, 0);
+    lattice_->strip_corner = Buffer<int32_t>(entries);
+    lattice_->weight = Buffer<float>(entries);
     strips_.resize(strips());
-    parts_.resize(kParts);
-    if (lattice->pixels % 4 != 0) find_zero();
+    if (lattice_->pixels % 4 != 0) find_zero();
   }
 
-  std::vector<Phase> phases() {
+  std::shared_ptr<Lattice> build() {
     std::vector<Phase> plan;
-    plan.push_back({strips(), [this](int64_t s) { build_strip(s); }});
+    plan.push_back({strips(), [this](int64_t s) { make_rows(s); }});
+    plan.push_back({1, [this](int64_t) { count_rows(); }});
+    plan.push_back({strips(), [this](int64_t s) { sort_by_level(strips_[s], one_level_); }});
     plan.push_back({1, [this](int64_t) { deal_levels(); }});
-    plan.push_back({strips(), [this](int64_t s) { sort_rows(s); }});
-    plan.push_back({kParts, [this](int64_t i) { number_vertices(parts_[i]); }});
-    plan.push_back({1, [this](int64_t) { place_parts(); }});
-    plan.push_back({kParts, [this](int64_t i) { list_sources(parts_[i]); }});
+    over_levels(plan, [this](int64_t level) { number_vertices(level); });
+    plan.push_back({1, [this](int64_t) { place_levels(); }});
+    over_levels(plan, [this](int64_t level) { list_sources(level); });
     plan.push_back({strips(), [this](int64_t s) { number_corners(s); }});
-    plan.push_back({kParts, [this](int64_t i) { find_neighbours(parts_[i]); }});
-    plan.push_back({kParts, [this](int64_t i) { sum_rows(parts_[i]); }});
-    for (int j = 0; j < size_; ++j)
-      plan.push_back({kParts, [this, j](int64_t i) { blur_sums(j, parts_[i]); }});
+    over_levels(plan, [this](int64_t level) { find_neighbours(level); });
+    over_levels(plan, [this](int64_t level) { sum_rows(level); });
+    for (int j = 0; j < size_; ++j) over_levels(plan, [this, j](int64_t level) { blur_sums(j, level); });
     plan.push_back({strips(), [this](int64_t s) { normalise(s); }});
-    return plan;
+    run_phases(plan);
+    if (lattice_->direct) lattice_->strip_corner = Buffer<int32_t>();
+    return lattice_;
   }
-
-  std::shared_ptr<Lattice> lattice = std::make_shared<Lattice>();
 
  private:
-  // What a strip knows of its rows.
-  struct Strip {
-    Buffer<uint64_t> code;
-    Buffer<int32_t> level;
-    int32_t lowest = std::numeric_limits<int32_t>::max();
-    int32_t highest = std::numeric_limits<int32_t>::min();
-    std::array<int32_t, kParts + 1> part;  // first entry of each part in `row`, and the end
-    Buffer<int32_t> row;                   // rows by part, counted in the strip
+  struct Level {
+    CodeTable table;  // from codes to vertices counted in the level
+    int64_t rows = 0;
+    int64_t sources = 0;
   };
 
-  // Some levels and their vertices.
-  struct Part {
-    int64_t first_level = 0, end_level = 0;
-    int64_t vertex = 0, source = 0;  // where its vertices and their sources begin
-    int64_t vertices() const { return static_cast<int64_t>(code.size()); }
-    CodeTable table{64};             // from codes to places: vertices counted in the part
-    Buffer<uint64_t> code;           // by place
-    std::vector<int32_t> level;      // first place of each level, and the end
-  };
+  int64_t strips() const { return static_cast<int64_t>(lattice_->strip.size()) - 1; }
 
-  int64_t strips() const { return static_cast<int64_t>(lattice->strip.size()) - 1; }
+  template <class Work>
+  void over_levels(std::vector<Phase>& plan, Work work) {
+    plan.push_back({kParts, [this, work](int64_t part) {
+                      for (int64_t level = part_[part]; level < part_[part + 1]; ++level) work(level);
+                    }});
+  }
 
-  // Rows and weights of the pixels of a strip.
-  void build_strip(int64_t number) {
-    CodeTable table(1024);
-    auto recent = std::make_unique<Recent>();
-    std::array<uint64_t, kLocated> codes;
-    std::array<uint32_t, kLocated> orders;
-    const int64_t last = lattice->strip[number + 1];
-    for (int64_t first = lattice->strip[number]; first < last; first += kLocated) {
-      const int64_t end = std::min(first + kLocated, last);
-      kernels().locate(features_, coding_, first, end, codes.data(), orders.data(),
-                       lattice->weight.data() + first * size_);
-      for (int64_t place = first; place < end; ++place) {
-        const uint64_t code = codes[place - first];
-        const uint32_t order = orders[place - first];
-        Recent::Entry& entry = recent->at(code, order);
-        if (entry.code != code || entry.order != order) {
-          uint64_t corner[kMaxDimensions + 1];
-          corner_codes(coding_, size_, code, order, corner);
-          entry.code = code;
-          entry.order = order;
-          for (int k = 0; k < size_; ++k) entry.row[k] = table.insert(corner[k]);
-        }
-        for (int k = 0; k < size_; ++k) lattice->strip_corner[place * size_ + k] = entry.row[k];
-      }
-    }
-    Strip& strip = strips_[number];
-    strip.code = Buffer<uint64_t>(table.size());
-    strip.level = Buffer<int32_t>(table.size());
-    for (size_t i = 0; i < table.size(); ++i) {
-      strip.code[i] = table.codes()[i];
-      strip.level[i] = level_of(coding_, size_, strip.code[i]);
-      strip.lowest = std::min(strip.lowest, strip.level[i]);
-      strip.highest = std::max(strip.highest, strip.level[i]);
-    }
+  void make_rows(int64_t s) {
+    const int64_t begin = lattice_->strip[s], end = lattice_->strip[s + 1];
+    strips_[s] = make_strip(features_, coding_, begin, end, lattice_->strip_corner.data() + begin * size_,
+                            lattice_->weight.data() + begin * size_);
   }
 
   // The published code works on blocks of four features and fills the last block with zeros. The corners around zero
@@ -140,244 +89,211 @@ class Builder {
     zero_.assign(corner, corner + size_);
   }
 
-  // Which levels there are, and which part each belongs to. Few vertices are one level, in the order of their rows.
-  void deal_levels() {
-    lattice->row.assign(1, 0);
-    int32_t lowest = std::numeric_limits<int32_t>::max(), highest = std::numeric_limits<int32_t>::min();
-    for (const Strip& strip : strips_) {
-      lattice->row.push_back(lattice->row.back() + static_cast<int64_t>(strip.code.size()));
-      lowest = std::min(lowest, strip.lowest);
-      highest = std::max(highest, strip.highest);
-    }
-    for (const uint64_t code : zero_) {
-      lowest = std::min(lowest, level_of(coding_, size_, code));
-      highest = std::max(highest, level_of(coding_, size_, code));
-    }
-    const int64_t rows = lattice->strip_rows = lattice->row.back();
-    one_level_ = rows < kLeastSorted;
-    lowest_ = lowest;
-    const int64_t levels = one_level_ ? 1 : int64_t{highest} - lowest + 1;
-    part_of_.assign(levels, 0);
-    std::vector<int64_t> count(levels, 0);
+  // Whether there are levels, and which. Few vertices are one level, in the order of their rows.
+  void count_rows() {
+    lattice_->row.assign(1, 0);
     for (const Strip& strip : strips_)
-      for (size_t i = 0; i < strip.level.size(); ++i) ++count[place_of(strip.level[i])];
-    int64_t dealt = 0;
-    for (int64_t level = 0; level < levels; ++level) {
-      const int64_t part = std::min(kParts * dealt / rows, kParts - 1);
-      part_of_[level] = static_cast<int32_t>(part);
-      dealt += count[level];
-    }
-    for (int64_t part = 0, level = 0; part < kParts; ++part) {
-      parts_[part].first_level = level;
-      while (level < levels && part_of_[level] == part) ++level;
-      parts_[part].end_level = level;
-    }
+      lattice_->row.push_back(lattice_->row.back() + static_cast<int64_t>(strip.code.size()));
+    const int64_t rows = lattice_->row.back(), entries = lattice_->pixels * size_;
+    one_level_ = rows < kLeastSorted;
+    lattice_->direct = entries <= kMostDirect * rows && !one_level_;
+    lattice_->strip_rows = lattice_->direct ? 0 : rows;
     number_ = Buffer<int32_t>(rows);
     row_sum_ = Buffer<float>(rows);
-    lattice->source = Buffer<int32_t>(rows);
+    lattice_->source = Buffer<int32_t>(lattice_->direct ? entries : rows);
+    if (lattice_->direct) {
+      lattice_->source_weight = Buffer<float>(entries);
+      next_source_ = Buffer<int32_t>(rows);
+    }
   }
 
-  int64_t place_of(int32_t level) const { return one_level_ ? 0 : int64_t{level} - lowest_; }
-
-  // Lists a strip's rows part by part.
-  void sort_rows(int64_t number) {
-    Strip& strip = strips_[number];
-    std::array<int32_t, kParts + 1> next{};
-    for (size_t i = 0; i < strip.level.size(); ++i) ++next[part_of_[place_of(strip.level[i])] + 1];
-    for (int64_t part = 0; part < kParts; ++part) next[part + 1] += next[part];
-    strip.part = next;
-    strip.row = Buffer<int32_t>(strip.code.size());
-    for (size_t i = 0; i < strip.code.size(); ++i)
-      strip.row[next[part_of_[place_of(strip.level[i])]]++] = static_cast<int32_t>(i);
-  }
-
-  // Calls f(row counted in all strips, strip, row counted in the strip) for the rows of a part, strip by strip.
-  template <class F>
-  void for_rows(const Part& part, F&& f) const {
-    const int64_t number = &part - parts_.data();
-    for (int64_t s = 0; s < strips(); ++s)
-      for (int32_t i = strips_[s].part[number]; i < strips_[s].part[number + 1]; ++i)
-        f(lattice->row[s] + strips_[s].row[i], strips_[s], strips_[s].row[i]);
-  }
-
-  int64_t rows_of(const Part& part) const {
-    const int64_t number = &part - parts_.data();
-    int64_t rows = 0;
-    for (const Strip& strip : strips_) rows += strip.part[number + 1] - strip.part[number];
-    return rows;
-  }
-
-  // Numbers a part's vertices in the order of their rows, and places them level by level.
-  void number_vertices(Part& part) {
-    part.table = CodeTable(rows_of(part));
-    Buffer<int32_t> levels(rows_of(part) + zero_.size());  // of the vertices
-    const auto insert = [&](uint64_t code, int64_t level) {
-      const int32_t number = part.table.insert(code);
-      levels[number] = static_cast<int32_t>(level - part.first_level);
-      return number;
+  // Which part each level belongs to: parts have nearly as many rows as each other.
+  void deal_levels() {
+    int32_t highest = std::numeric_limits<int32_t>::min();
+    lowest_ = std::numeric_limits<int32_t>::max();
+    const auto widen = [&](int32_t low, int32_t high) {
+      lowest_ = std::min(lowest_, low);
+      highest = std::max(highest, high);
     };
-    for_rows(part, [&](int64_t row, const Strip& strip, int32_t i) {
-      number_[row] = insert(strip.code[i], place_of(strip.level[i]));
+    for (const Strip& strip : strips_) widen(strip.lowest, strip.highest);
+    for (const uint64_t code : zero_) widen(zero_level(code), zero_level(code));
+    levels_.resize(int64_t{highest} - lowest_ + 1);
+    part_.assign(1, 0);
+    int64_t dealt = 0;
+    for (int64_t level = 0; level < static_cast<int64_t>(levels_.size()); ++level) {
+      while (dealt * kParts > lattice_->row.back() * static_cast<int64_t>(part_.size())) part_.push_back(level);
+      for (const Strip& strip : strips_)
+        levels_[level].rows += strip.end(level + lowest_) - strip.begin(level + lowest_);
+      dealt += levels_[level].rows;
+    }
+    part_.resize(kParts + 1, static_cast<int64_t>(levels_.size()));
+  }
+
+  int32_t zero_level(uint64_t code) const { return one_level_ ? 0 : level_of(coding_, size_, code); }
+
+  // Calls f(row counted in all strips, strip, row counted in the strip) for the rows of a level, strip by strip.
+  template <class F>
+  void for_rows(int64_t level, F&& f) const {
+    for (int64_t s = 0; s < strips(); ++s) {
+      const Strip& strip = strips_[s];
+      for (const int32_t* i = strip.begin(level + lowest_); i < strip.end(level + lowest_); ++i)
+        f(lattice_->row[s] + *i, strip, *i);
+    }
+  }
+
+  // Numbers a level's vertices in the order of their rows.
+  void number_vertices(int64_t number) {
+    Level& level = levels_[number];
+    int64_t zeros = 0;
+    for (const uint64_t code : zero_) zeros += zero_level(code) == number + lowest_;
+    if (level.rows + zeros == 0) return;
+    level.table = CodeTable(level.rows + zeros);
+    for_rows(number, [&](int64_t row, const Strip& strip, int32_t i) {
+      number_[row] = level.table.insert(strip.code[i]);
+      level.sources += lattice_->direct ? strip.entries[i] : 1;
     });
     for (const uint64_t code : zero_)
-      if (const int64_t level = place_of(level_of(coding_, size_, code)); level >= part.first_level && level < part.end_level)
-        insert(code, level);
-    part.level.assign(part.end_level - part.first_level + 1, 0);
-    const size_t count = part.table.size();
-    for (size_t v = 0; v < count; ++v) ++part.level[levels[v] + 1];
-    for (size_t l = 0; l + 1 < part.level.size(); ++l) part.level[l + 1] += part.level[l];
-    std::vector<int32_t> next = part.level;
-    Buffer<int32_t> place(count);
-    part.code = Buffer<uint64_t>(count);
-    for (size_t v = 0; v < count; ++v) {
-      place[v] = next[levels[v]]++;
-      part.code[place[v]] = part.table.codes()[v];
-    }
-    part.table.renumber(place.data());
-    for_rows(part, [&](int64_t row, const Strip&, int32_t) { number_[row] = place[number_[row]]; });
+      if (zero_level(code) == number + lowest_) level.table.insert(code);
   }
 
-  // Where the vertices of each part begin.
-  void place_parts() {
+  // Where the vertices of each level begin.
+  void place_levels() {
     int64_t vertices = 0, sources = 0;
-    lattice->level.assign(1, 0);
-    for (Part& part : parts_) {
-      part.vertex = vertices;
-      part.source = sources;
-      for (size_t l = 0; l + 1 < part.level.size(); ++l) {
-        lattice->level.push_back(static_cast<int32_t>(vertices + part.level[l + 1]));
-        lattice->largest_level = std::max(lattice->largest_level, part.level[l + 1] - part.level[l]);
-      }
-      vertices += part.vertices();
-      sources += rows_of(part);
+    lattice_->level.assign(1, 0);
+    lattice_->source_start.assign(1, 0);
+    for (Level& level : levels_) {
+      const auto count = static_cast<int64_t>(level.table.size());
+      vertices += count;
+      sources += level.sources;
+      lattice_->source_start.push_back(static_cast<int32_t>(sources));
+      lattice_->level.push_back(static_cast<int32_t>(vertices));
+      lattice_->largest_level = std::max(lattice_->largest_level, static_cast<int32_t>(count));
     }
-    lattice->vertices = vertices;
-    lattice->source_start = Buffer<int32_t>(vertices + 1);
-    lattice->source_start[vertices] = static_cast<int32_t>(sources);
-    lattice->neighbour = Buffer<int32_t>(2 * size_ * vertices);
-    in_level_ = Buffer<int32_t>(vertices);
+    lattice_->vertices = vertices;
+    lattice_->neighbour = Buffer<int32_t>(2 * size_ * vertices);
     for (Buffer<float>* sums : {&sum_, &blurred_}) {
       *sums = Buffer<float>(vertices + 1);
       (*sums)[vertices] = 0;
     }
   }
 
-  // The rows of each vertex of a part, strip by strip; number_[row] becomes the vertex.
-  void list_sources(Part& part) {
-    const int64_t count = part.vertices();
-    for (size_t l = 0; l + 1 < part.level.size(); ++l)
-      for (int32_t place = part.level[l]; place < part.level[l + 1]; ++place)
-        in_level_[part.vertex + place] = place - part.level[l];
-    Buffer<int32_t> next(count + 1);
-    std::fill_n(next.data(), count + 1, 0);
-    for_rows(part, [&](int64_t row, const Strip&, int32_t) { ++next[number_[row] + 1]; });
-    next[0] = static_cast<int32_t>(part.source);
-    for (int64_t v = 0; v < count; ++v) {
-      next[v + 1] += next[v];
-      lattice->source_start[part.vertex + v] = next[v];
-    }
-    for_rows(part, [&](int64_t row, const Strip&, int32_t) {
-      const int32_t place = number_[row];
-      lattice->source[next[place]++] = static_cast<int32_t>(row);
-      number_[row] = static_cast<int32_t>(part.vertex + place);
+  // The sources of each vertex of a level, strip by strip; number_[row] becomes the vertex. Pixels are filled in later.
+  void list_sources(int64_t number) {
+    const int32_t first = lattice_->level[number], end = lattice_->level[number + 1];
+    if (first == end) return;
+    const auto count = [&](const Strip& strip, int32_t i) { return lattice_->direct ? strip.entries[i] : 1; };
+    std::vector<int32_t> next(end - first + 1, 0);
+    for_rows(number, [&](int64_t row, const Strip& strip, int32_t i) { next[number_[row] + 1] += count(strip, i); });
+    next[0] = lattice_->source_start[number];
+    for (int32_t v = 0; v < end - first; ++v) next[v + 1] += next[v];
+    int32_t* source = lattice_->source.data();
+    std::fill(source + lattice_->source_start[number], source + lattice_->source_start[number + 1], 0);
+    for (int32_t v = 0; v < end - first; ++v)
+      if (next[v] < next[v + 1]) source[next[v]] = kFirst;
+    for_rows(number, [&](int64_t row, const Strip& strip, int32_t i) {
+      int32_t& own = next[number_[row]];
+      if (lattice_->direct)
+        next_source_[row] = own;
+      else
+        source[own] |= static_cast<int32_t>(row);
+      own += count(strip, i);
+      number_[row] += first;
     });
-    for (int j = 0; j < size_; ++j)
-      std::fill_n(lattice->neighbour.data() + 2 * (j * lattice->vertices + part.vertex), 2 * count,
-                  lattice->largest_level);
   }
 
   // From rows counted strip by strip to rows of all strips, and to vertices; begins the row sums of the filter.
   void number_corners(int64_t s) {
-    std::fill(row_sum_.data() + lattice->row[s], row_sum_.data() + lattice->row[s + 1], 0.0f);
-    for (int64_t i = lattice->strip[s] * size_; i < lattice->strip[s + 1] * size_; ++i) {
-      const int64_t row = lattice->strip_corner[i] + lattice->row[s];
-      lattice->strip_corner[i] = static_cast<int32_t>(row);
-      lattice->corner[i] = number_[row];
-      row_sum_[row] += lattice->weight[i];
+    std::fill(row_sum_.data() + lattice_->row[s], row_sum_.data() + lattice_->row[s + 1], 0.0f);
+    for (int64_t i = lattice_->strip[s] * size_; i < lattice_->strip[s + 1] * size_; ++i) {
+      const int64_t row = lattice_->strip_corner[i] + lattice_->row[s];
+      lattice_->strip_corner[i] = static_cast<int32_t>(row);
+      lattice_->corner[i] = number_[row];
+      row_sum_[row] += lattice_->weight[i];
     }
   }
 
-  // A step along a direction changes the level by a known number, so it says in which part to look for the vertex after
-  // another one. Nobody else writes what stands before that one.
-  void find_neighbours(const Part& part) {
-    constexpr int64_t ahead = 4;
-    const auto levels = static_cast<int64_t>(part_of_.size());
-    int32_t* neighbour = lattice->neighbour.data();
-    for (int64_t l = part.first_level; l < part.end_level; ++l) {
-      const Part* others[kMaxDimensions + 1];
-      for (int j = 0; j < size_; ++j) {
-        const int64_t other = l + lattice->climb(j);
-        others[j] = other < 0 || other >= levels ? nullptr : &parts_[part_of_[other]];
+  // A step along a direction changes the level by a known number, so it says in which level to look for the vertex
+  // after another one. Nobody else writes what stands before that one. Whether there is one cannot be predicted: no branch.
+  void find_neighbours(int64_t number) {
+    constexpr int64_t soon = 16;
+    const CodeTable& own = levels_[number].table;
+    const auto count = static_cast<int64_t>(own.size()), levels = static_cast<int64_t>(levels_.size());
+    const int32_t none = lattice_->largest_level;
+    int32_t nowhere;
+    for (int j = 0; j < size_; ++j) {
+      int32_t* beside = lattice_->neighbour.data() + 2 * j * lattice_->vertices;
+      int32_t* own_beside = beside + 2 * int64_t{lattice_->level[number]};
+      const int64_t other = number + lattice_->climb(j), last = number - lattice_->climb(j);
+      if (last < 0 || last >= levels)
+        for (int64_t i = 0; i < count; ++i) own_beside[2 * i] = none;
+      if (other < 0 || other >= levels || levels_[other].table.size() == 0) {
+        for (int64_t i = 0; i < count; ++i) own_beside[2 * i + 1] = none;
+        continue;
       }
-      const int32_t first = part.level[l - part.first_level], end = part.level[l - part.first_level + 1];
-      for (int64_t place = first; place < end; ++place) {
-        if (place + ahead < end)
-          for (int j = 0; j < size_; ++j)
-            if (others[j] != nullptr) others[j]->table.prefetch(part.code[place + ahead] + coding_.step[j]);
-        const int64_t own = part.vertex + place;
-        for (int j = 0; j < size_; ++j) {
-          const int32_t found = others[j] == nullptr ? -1 : others[j]->table.find(part.code[place] + coding_.step[j]);
-          if (found < 0) continue;
-          const int64_t after = others[j]->vertex + found;
-          neighbour[2 * (j * lattice->vertices + own) + 1] = in_level_[after];
-          neighbour[2 * (j * lattice->vertices + after)] = static_cast<int32_t>(place - first);
-        }
+      const CodeTable& table = levels_[other].table;
+      int32_t* before = beside + 2 * int64_t{lattice_->level[other]};
+      for (size_t i = 0; i < table.size(); ++i) before[2 * i] = none;
+      for (int64_t i = 0; i < count; ++i) {
+        table.prefetch(own.codes()[std::min(i + soon, count - 1)] + coding_.step[j]);
+        const int32_t found = table.find(own.codes()[i] + coding_.step[j]);
+        own_beside[2 * i + 1] = found < 0 ? none : found;
+        *(found < 0 ? &nowhere : before + 2 * int64_t{found}) = static_cast<int32_t>(i);
       }
     }
   }
 
-  void sum_rows(const Part& part) {
-    const int64_t end = part.vertex + part.vertices();
-    for (int64_t v = part.vertex; v < end; ++v) {
-      float sum = 0;
-      for (int32_t i = lattice->source_start[v]; i < lattice->source_start[v + 1]; ++i)
-        sum += row_sum_[lattice->source[i]];
-      sum_[v] = sum;
-    }
+  void sum_rows(int64_t level) {
+    std::fill(sum_.data() + lattice_->level[level], sum_.data() + lattice_->level[level + 1], 0.0f);
+    for_rows(level, [&](int64_t row, const Strip&, int32_t) { sum_[number_[row]] += row_sum_[row]; });
   }
 
-  void blur_sums(int direction, const Part& part) {
+  void blur_sums(int direction, int64_t l) {
     const Buffer<float>& from = direction % 2 == 0 ? sum_ : blurred_;
     Buffer<float>& to = direction % 2 == 0 ? blurred_ : sum_;
-    const auto& level = lattice->level;
+    const auto& level = lattice_->level;
     const int64_t levels = static_cast<int64_t>(level.size()) - 1;
-    for (int64_t l = part.first_level; l < part.end_level; ++l) {
-      const int64_t below = std::clamp<int64_t>(l - lattice->climb(direction), 0, levels - 1);
-      const int64_t above = std::clamp<int64_t>(l + lattice->climb(direction), 0, levels - 1);
-      for (int64_t v = level[l]; v < level[l + 1]; ++v) {
-        const int32_t* beside = lattice->neighbour.data() + 2 * (direction * lattice->vertices + v);
-        // The element after the last is zero; which it is cannot be predicted.
-        const int64_t before = beside[0] < lattice->largest_level ? level[below] + beside[0] : lattice->vertices;
-        const int64_t after = beside[1] < lattice->largest_level ? level[above] + beside[1] : lattice->vertices;
-        to[v] = from[v] + 0.5f * (from[before] + from[after]);
-      }
+    const int64_t below = std::clamp<int64_t>(l - lattice_->climb(direction), 0, levels - 1);
+    const int64_t above = std::clamp<int64_t>(l + lattice_->climb(direction), 0, levels - 1);
+    for (int64_t v = level[l]; v < level[l + 1]; ++v) {
+      const int32_t* beside = lattice_->neighbour.data() + 2 * (direction * lattice_->vertices + v);
+      // The element after the last is zero; which it is cannot be predicted.
+      const int64_t before = beside[0] < lattice_->largest_level ? level[below] + beside[0] : lattice_->vertices;
+      const int64_t after = beside[1] < lattice_->largest_level ? level[above] + beside[1] : lattice_->vertices;
+      to[v] = from[v] + 0.5f * (from[before] + from[after]);
     }
   }
 
-  // Multiplies the weights by the inverse root of the row sums of the filter.
+  // Multiplies the weights by the inverse root of the row sums of the filter; lists pixels with their weights.
   void normalise(int64_t s) {
     const Buffer<float>& vertex = size_ % 2 == 0 ? sum_ : blurred_;
     const float gain = 1.0f / (1.0f + std::ldexp(1.0f, 1 - size_));  // of the blur, Adams et al.
-    for (int64_t place = lattice->strip[s]; place < lattice->strip[s + 1]; ++place) {
-      float* weight = lattice->weight.data() + place * size_;
+    for (int64_t place = lattice_->strip[s]; place < lattice_->strip[s + 1]; ++place) {
+      float* weight = lattice_->weight.data() + place * size_;
       float sum = 0;
-      for (int k = 0; k < size_; ++k) sum += weight[k] * vertex[lattice->corner[place * size_ + k]];
+      for (int k = 0; k < size_; ++k) sum += weight[k] * vertex[lattice_->corner[place * size_ + k]];
       const float norm = 1.0f / std::sqrt(sum * gain + 1e-20f);
       for (int k = 0; k < size_; ++k) weight[k] *= norm;
+      if (!lattice_->direct) continue;
+      for (int k = 0; k < size_; ++k) {
+        const int32_t at = next_source_[lattice_->strip_corner[place * size_ + k]]++;
+        lattice_->source[at] |= static_cast<int32_t>(place);
+        lattice_->source_weight[at] = weight[k];
+      }
     }
   }
 
+  std::shared_ptr<Lattice> lattice_ = std::make_shared<Lattice>();
   Features features_;
   Coding coding_;
   int size_;
-  std::vector<uint64_t> zero_;    // corners that exist without a pixel
+  std::vector<uint64_t> zero_;   // corners that exist without a pixel
   std::vector<Strip> strips_;
-  std::vector<Part> parts_;
-  std::vector<int32_t> part_of_;  // of each level
-  int32_t lowest_ = 0;            // level
+  std::vector<Level> levels_;
+  std::vector<int64_t> part_;    // first level of each part, and the end
+  int32_t lowest_ = 0;           // level
   bool one_level_ = false;
-  Buffer<int32_t> number_;        // of each row: its vertex, counted in the part and later in all
-  Buffer<int32_t> in_level_;      // of each vertex: its number in its level
+  Buffer<int32_t> number_;       // of each row: its vertex, counted in the level and later in all
+  Buffer<int32_t> next_source_;  // of each row, if direct: where its next pixel is listed
   Buffer<float> row_sum_;
   Buffer<float> sum_;
   Buffer<float> blurred_;
@@ -386,13 +302,11 @@ class Builder {
 }  // namespace
 
 std::shared_ptr<const Lattice> build_lattice(const Features& features, const Order& order) {
-  Builder builder(features, order);
-  run_phases(builder.phases());
-  return builder.lattice;
+  return Builder(features, order).build();
 }
 
 size_t Lattice::bytes() const {
-  return corner.bytes() + strip_corner.bytes() + weight.bytes() + source_start.bytes() + source.bytes() +
+  return corner.bytes() + strip_corner.bytes() + weight.bytes() + source.bytes() + source_weight.bytes() +
       neighbour.bytes();
 }
 

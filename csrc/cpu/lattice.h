@@ -25,14 +25,17 @@ struct Lattice {
   int size = 0;  // dimensions + 1: corners of a simplex, directions of the blur
   int64_t pixels = 0;
   int64_t vertices = 0;
-  int64_t strip_rows = 0;        // rows of all strips together
+  bool direct = false;           // vertices are summed from pixels, not from rows of strips
+  int64_t strip_rows = 0;        // rows of all strips together, 0 if direct
   std::vector<int64_t> strip;    // first place of each strip, and the end
   std::vector<int64_t> row;      // first row of each strip, and the end
   Buffer<int32_t> corner;        // (pixels + kAhead, size) vertices of each pixel's simplex, then zeros
-  Buffer<int32_t> strip_corner;  // (pixels, size) the same as rows of its strip
+  Buffer<int32_t> strip_corner;  // (pixels, size) the same as rows of its strip, none if direct
   Buffer<float> weight;          // (pixels, size) barycentric coordinates * symmetric normalisation
-  Buffer<int32_t> source_start;  // (vertices + 1) where a vertex's entries begin in `source`
-  Buffer<int32_t> source;        // (strip_rows) rows that are parts of the vertex, strip by strip
+  std::vector<int32_t> source_start;  // where each level's vertices begin in `source`, and the end
+  Buffer<int32_t> source;        // (strip_rows) rows that are parts of a vertex, strip by strip; or (pixels * size)
+                                 // places of the pixels whose corner it is; + kFirst where the next vertex begins
+  Buffer<float> source_weight;   // (pixels * size) of each of these pixels
   Buffer<int32_t> neighbour;     // (size, vertices, 2) before and after along each direction, counted in
                                  // their level; `largest_level` for none
   std::vector<int32_t> level;    // first vertex of each level, and the end; one level if there are few vertices

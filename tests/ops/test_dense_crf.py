@@ -190,6 +190,26 @@ def test_gradients_of_the_backends_agree():
         assert reference.abs().max() > 0.1
 
 
+def test_backends_agree_on_lattices_finer_than_the_image():
+    """More points than pixels: the native library sums each point from its pixels, not from strips of the image."""
+    if (reason := library.prepare()) is not None:
+        pytest.skip(reason)
+    prob, image = photograph(84, 110, 3, seed=10)
+    direction = torch.randn(prob.shape, generator=torch.Generator().manual_seed(2))
+    found = []
+    for name in ("reference", "cpp"):
+        leaf = torch.tensor(prob, requires_grad=True)
+        with ops.backend(name):
+            marginals = ops.dense_crf(
+                leaf, torch.as_tensor(image), **dict(zip(NAMES, (1, 3, 30, 2, 4, 2), strict=True))
+            )
+        (marginals * direction).sum().backward()
+        found.append((marginals.detach(), leaf.grad))
+    (expected, slope), (ours, gradient) = found
+    assert (ours - expected).abs().max() <= 1e-4
+    assert (gradient - slope).abs().max() <= 2e-4 * slope.abs().max()
+
+
 @pytest.mark.parametrize("labels", [3, 21, 40])
 def test_the_result_does_not_hang_on_the_number_of_threads(labels):
     if (reason := library.prepare()) is not None:

@@ -62,16 +62,31 @@ void slice_tile(const PixelPass& pass, int64_t first, int64_t count, const float
   });
 }
 
+// Adds rows to the lattices that take strips' rows.
 void splat_tile(const PixelPass& pass, int64_t first, int64_t count, const float* rows) {
   for_planes(pass.pitch, [&](auto width, int64_t at) {
-    float* strip_row[2];
-    for (int k = 0; k < pass.kernels; ++k) strip_row[k] = pass.edges[k].strip_row + at * pass.edges[k].strip_rows;
-    for_kernels(pass, count, [&](int64_t i, auto one, auto other) {
-      Row<width> row = Row<width>::read(rows + i * pass.pitch + at);
-      splat<width, one>(pass.edges[0], first + i, strip_row[0], row);
-      if constexpr (other > 0) splat<width, other>(pass.edges[1], first + i, strip_row[1], row);
-    });
+    for (int k = 0; k < pass.kernels; ++k) {
+      const Edges& edges = pass.edges[k];
+      if (edges.strip_row == nullptr) continue;
+      float* strip_row = edges.strip_row + at * edges.strip_rows;
+      const auto splat_all = [&](auto size) {
+        for (int64_t i = 0; i < count; ++i) {
+          Row<width> row = Row<width>::read(rows + i * pass.pitch + at);
+          splat<width, size>(edges, first + i, strip_row, row);
+        }
+      };
+      if (edges.size == 3)
+        splat_all(std::integral_constant<int, 3>());
+      else
+        splat_all(std::integral_constant<int, 6>());
+    }
   });
+}
+
+// Rows for lattices that sum pixels, or to be kept.
+void stream_tile(const PixelPass& pass, int64_t first, int64_t count, const float* rows) {
+  float* to = pass.row + first * pass.pitch;
+  for (int64_t at = 0; at < count * pass.pitch; at += 8) stream<8>(to + at, load<8>(rows + at));
 }
 
 inline float row_sum(const float* row, int64_t pitch) {
@@ -114,19 +129,34 @@ void softmax_tile(const float* scores, int64_t count, int64_t pitch, float* to) 
   }
 }
 
+// Calls f(values of a label, their first row) for every label, and asks for what the tile after the next will need.
+template <class T, class F>
+inline void for_labels(const PixelPass& pass, int64_t first, T* values, F&& f) {
+  const int64_t last = pass.pixels - 1;
+  const int32_t near = pass.order[first + 2 * kTile < last ? first + 2 * kTile : last];
+  const int32_t far = pass.order[first + 3 * kTile - 1 < last ? first + 3 * kTile - 1 : last];
+  for (int64_t label = 0; label < pass.labels; ++label, values += pass.pixels) {
+    __builtin_prefetch(values + near, !std::is_const<T>::value);
+    __builtin_prefetch(values + far, !std::is_const<T>::value);
+    f(values, label);
+  }
+}
+
 // The labels of pixels at `count` places into rows.
 void transpose_in(const PixelPass& pass, int64_t first, int64_t count, float* rows) {
   for (int64_t i = 0; i < count; ++i)
     for (int64_t label = pass.labels; label < pass.pitch; ++label) rows[i * pass.pitch + label] = 0;
   const int32_t* pixel = pass.order + first;
-  for (int64_t label = 0; label < pass.labels; ++label)
-    for (int64_t i = 0; i < count; ++i) rows[i * pass.pitch + label] = pass.input[label * pass.pixels + pixel[i]];
+  for_labels(pass, first, pass.input, [&](const float* from, int64_t label) {
+    for (int64_t i = 0; i < count; ++i) rows[i * pass.pitch + label] = from[pixel[i]];
+  });
 }
 
 void transpose_out(const PixelPass& pass, int64_t first, int64_t count, const float* rows) {
   const int32_t* pixel = pass.order + first;
-  for (int64_t label = 0; label < pass.labels; ++label)
-    for (int64_t i = 0; i < count; ++i) pass.output[label * pass.pixels + pixel[i]] = rows[i * pass.pitch + label];
+  for_labels(pass, first, pass.output, [&](float* to, int64_t label) {
+    for (int64_t i = 0; i < count; ++i) to[pixel[i]] = rows[i * pass.pitch + label];
+  });
 }
 
 // unary = log(probabilities), clipped. Returns whether there is a NaN.
@@ -164,16 +194,18 @@ bool forward_pixels(const PixelPass& pass, int64_t begin, int64_t end, float* sc
   for (int64_t first = begin; first < end; first += kTile) {
     const int64_t count = end - first < kTile ? end - first : kTile;
     const float* scores = pass.unary + first * pass.pitch;
-    float* rows = pass.marginal != nullptr ? pass.marginal + first * pass.pitch : scratch + kTile * pass.pitch;
+    float* rows = scratch + kTile * pass.pitch;
     if (pass.input != nullptr) nan |= read_unary(pass, first, count);
     if (pass.reads()) {
       slice_tile(pass, first, count, scores, scratch);
       scores = scratch;
     }
     softmax_tile(scores, count, pass.pitch, rows);
-    if (pass.writes()) splat_tile(pass, first, count, rows);
+    splat_tile(pass, first, count, rows);
+    if (pass.row != nullptr) stream_tile(pass, first, count, rows);
     if (pass.output != nullptr) transpose_out(pass, first, count, rows);
   }
+  end_stream();
   return nan;
 }
 
@@ -192,9 +224,11 @@ void backward_pixels(const PixelPass& pass, int64_t begin, int64_t end, float* s
     for (int64_t i = 0; i < count; ++i)
       softmax_gradient(pass.marginal + (first + i) * pass.pitch, pass.pitch, rows + i * pass.pitch);
     for (int64_t at = 0; at < values; at += 8) store(total + at, load<8>(total + at) + load<8>(rows + at));
-    if (pass.writes()) splat_tile(pass, first, count, rows);
+    splat_tile(pass, first, count, rows);
+    if (pass.row != nullptr) stream_tile(pass, first, count, rows);
     if (pass.output != nullptr) transpose_out(pass, first, count, total);
   }
+  end_stream();
 }
 
 }  // namespace gwsss_fast::GWSSS_ISA

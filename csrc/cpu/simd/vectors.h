@@ -6,6 +6,10 @@
 #include <cstring>
 #include <type_traits>
 
+#if defined(__SSE__)
+#include <immintrin.h>
+#endif
+
 #include "../kernels.h"
 
 namespace gwsss_fast::GWSSS_ISA {
@@ -40,6 +44,34 @@ inline Vector<N> load(const float* from) {
 template <class V>
 inline void store(float* to, V v) {
   std::memcpy(to, &v, sizeof v);
+}
+
+// Past the caches, to memory aligned for `v`: a cache would first read what is there.
+template <int N>
+inline void stream(float* to, Vector<N> v) {
+#if defined(__SSE__)
+  if constexpr (N > (kNative < 8 ? 4 : 8)) {
+    Vector<N / 2> half[2];
+    std::memcpy(half, &v, sizeof v);
+    stream<N / 2>(to, half[0]);
+    stream<N / 2>(to + N / 2, half[1]);
+  } else {
+#if defined(__AVX__)
+    _mm256_stream_ps(to, reinterpret_cast<__m256>(v));
+#else
+    _mm_stream_ps(to, reinterpret_cast<__m128>(v));
+#endif
+  }
+#else
+  store(to, v);
+#endif
+}
+
+// Makes what was streamed visible to other threads.
+inline void end_stream() {
+#if defined(__SSE__)
+  _mm_sfence();
+#endif
 }
 
 template <int N>
@@ -151,6 +183,15 @@ struct Row {
 
   inline void write(float* to) {
     each([to](auto& v, auto, int at) { store(to + at, v); });
+  }
+
+  inline void stream_to(float* to) {
+    each([to](auto& v, auto lanes, int at) { stream<lanes>(to + at, v); });
+  }
+
+  // *this = 0 unless all bits are set
+  inline void keep(int32_t bits) {
+    each([=](auto& v, auto lanes, int) { v = floats_of<lanes>(bits_of<lanes>(v) & bits); });
   }
 
   // *this += factor * row at `from`
