@@ -52,6 +52,8 @@ def show(facts: dict[str, Any]) -> None:
         numbers = (f"{row[name]:.1f}" for name in ("p50_ms", "p90_ms", "images_per_second"))
         table.add_row(row["runtime"], str(row["batch"]), size, *numbers)
     console.print(table)
+    for note in facts["notes"]:
+        print(note)
     for name, reason in facts["not_run"].items():
         print(f"not run on {name}: {reason}", file=sys.stderr)
     if facts["passed"] is False:
