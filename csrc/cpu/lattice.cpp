@@ -131,13 +131,14 @@ class Builder {
 
   int32_t zero_level(uint64_t code) const { return one_level_ ? 0 : level_of(coding_, size_, code); }
 
-  // Calls f(row counted in all strips, strip, row counted in the strip) for the rows of a level, strip by strip.
+  // Calls f(row counted in all strips, strip, its number among the strip's sorted rows) for the rows of a level, strip
+  // by strip.
   template <class F>
   void for_rows(int64_t level, F&& f) const {
     for (int64_t s = 0; s < strips(); ++s) {
       const Strip& strip = strips_[s];
-      for (const int32_t* i = strip.begin(level + lowest_); i < strip.end(level + lowest_); ++i)
-        f(lattice_->row[s] + *i, strip, *i);
+      for (int32_t i = strip.begin(level + lowest_); i < strip.end(level + lowest_); ++i)
+        f(lattice_->row[s] + strip.row[i], strip, i);
     }
   }
 
@@ -213,7 +214,8 @@ class Builder {
   }
 
   // A step along a direction changes the level by a known number, so it says in which level to look for the vertex
-  // after another one. Nobody else writes what stands before that one. Whether there is one cannot be predicted: no branch.
+  // after another one. Nobody else writes what stands before that one. Whether there is one cannot be predicted: no
+  // branch.
   void find_neighbours(int64_t number) {
     constexpr int64_t soon = 16;
     const CodeTable& own = levels_[number].table;
@@ -252,13 +254,16 @@ class Builder {
     Buffer<float>& to = direction % 2 == 0 ? blurred_ : sum_;
     const auto& level = lattice_->level;
     const int64_t levels = static_cast<int64_t>(level.size()) - 1;
+    const int64_t end = lattice_->vertices;
     const int64_t below = std::clamp<int64_t>(l - lattice_->climb(direction), 0, levels - 1);
     const int64_t above = std::clamp<int64_t>(l + lattice_->climb(direction), 0, levels - 1);
     for (int64_t v = level[l]; v < level[l + 1]; ++v) {
       const int32_t* beside = lattice_->neighbour.data() + 2 * (direction * lattice_->vertices + v);
-      // The element after the last is zero; which it is cannot be predicted.
-      const int64_t before = beside[0] < lattice_->largest_level ? level[below] + beside[0] : lattice_->vertices;
-      const int64_t after = beside[1] < lattice_->largest_level ? level[above] + beside[1] : lattice_->vertices;
+      // The element after the last is zero. Which it is cannot be predicted: no branch.
+      const int64_t has_before = -int64_t{beside[0] < lattice_->largest_level};
+      const int64_t has_after = -int64_t{beside[1] < lattice_->largest_level};
+      const int64_t before = end + ((level[below] + beside[0] - end) & has_before);
+      const int64_t after = end + ((level[above] + beside[1] - end) & has_after);
       to[v] = from[v] + 0.5f * (from[before] + from[after]);
     }
   }

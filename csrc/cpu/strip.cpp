@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "code_table.h"
 #include "lattice.h"
@@ -109,10 +110,20 @@ void sort_by_level(Strip& strip, bool one_level) {
   first.assign(int64_t{strip.highest} - strip.lowest + 2, 0);
   for (size_t i = 0; i < strip.level.size(); ++i) ++first[strip.level[i] - strip.lowest + 1];
   for (size_t l = 1; l < first.size(); ++l) first[l] += first[l - 1];
-  strip.row = Buffer<int32_t>(strip.level.size());
+  const size_t rows = strip.level.size();
+  strip.row = Buffer<int32_t>(rows);
+  Buffer<uint64_t> code(rows);
+  Buffer<int32_t> entries(rows);
   std::vector<int32_t> next = first;
-  for (size_t i = 0; i < strip.level.size(); ++i)
-    strip.row[next[strip.level[i] - strip.lowest]++] = static_cast<int32_t>(i);
+  for (size_t i = 0; i < rows; ++i) {
+    const int32_t at = next[strip.level[i] - strip.lowest]++;
+    strip.row[at] = static_cast<int32_t>(i);
+    code[at] = strip.code[i];
+    entries[at] = strip.entries[i];
+  }
+  strip.code = std::move(code);
+  strip.entries = std::move(entries);
+  strip.level = Buffer<int32_t>();
 }
 
 }  // namespace gwsss_fast
