@@ -98,6 +98,10 @@ def _print(console: Console, report: CheckReport) -> None:
     for index, name in enumerate(data.classes):
         table.add_row(escape(name), *(f"{split.per_class[index]:,}" for split in report.splits))
     console.print(table)
+    if not any(split.masks for split in report.splits):
+        console.print("no masks: nothing will be scored")
+    if all(split.name != "val" for split in report.splits):
+        console.print("no validation images: `train` will predict none; `predict` takes any image")
     _list(console, "missing files", report.missing)
     _list(console, "files or labels that cannot be used", report.faults)
     _list(console, "labels that differ", [str(difference) for difference in report.differences])

@@ -63,6 +63,7 @@ HARMLESS = (
     *("data.max_megapixels", "data.on_bad_image", "data.bad_image_limit"),
 )
 BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
+REPEATED = ("cam", "pseudo", "evaluate")  # stages with a command of their own, which takes their options
 _Arguments = TypeVar("_Arguments")
 
 
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if arguments else BAD_INPUT
-    verb = arguments[0].replace("_", "-")
+    verb = arguments[0].replace("_", "-").replace("report-run", "report")  # as its module is called
     if verb not in VERBS:
         print(f"error: unknown verb {arguments[0]!r}{closest(verb, list(VERBS))}", file=sys.stderr)
         return BAD_INPUT
@@ -221,9 +222,10 @@ def refuse_changes(old: Config, new: Config, folder: Path, fixed: Callable[[str]
     for key, (before, after) in differences(old, new).items():
         stage = stage_of(key)
         if stage is not None and fixed(stage):
+            again = f", repeat it by `gwsss-fast {stage} --run {folder} ...`" if stage in REPEATED else ""
             raise GwsssError(
                 f"{key} is {before} in {folder / 'config.yaml'} and {after} now, but stage {stage} has been worked on; "
-                "keep the old value or use another --output"
+                f"keep the old value{again} or use another --output"
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shlex
 import signal
@@ -338,10 +339,13 @@ def show(plan: Plan, config: Config) -> None:
 def run_job_quietly(words: Sequence[str], job: Job) -> None:
     """A trial of a few steps for the estimate."""
     arguments = ["--preset", job.preset, *option_words(job.base, job.config), *words]
-    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
         status = train.main(arguments)
     if status:
-        raise GwsssError(f"the trial for the estimate failed: {shlex.join(['gwsss-fast', 'train', *arguments])}")
+        reason = (told.getvalue().strip().splitlines() or ["no word"])[-1].removeprefix("error: ")
+        command = shlex.join(["gwsss-fast", "train", *arguments])
+        raise GwsssError(f"the trial for the estimate failed: {reason}; it was: {command}")
 
 
 def report(table: Table, rows: Sequence[Row], plan: Plan, options: Arguments, layout: str, folder: Path) -> None:

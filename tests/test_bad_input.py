@@ -137,7 +137,7 @@ def test_resume_with_other_settings_is_refused(copied: tuple[Path, Path], capsys
     data, run = copied
     before = (run / "config.yaml").read_text()
     fails(capsys, run_train(data, run, "--resume", "--steps", "1"), "model.steps", "classifier")
-    fails(capsys, run_train(data, run, "--resume", "--cam.rounds", "2"), "cam.rounds", "cam")
+    fails(capsys, run_train(data, run, "--resume", "--cam.rounds", "2"), "cam.rounds", f"gwsss-fast cam --run {run} ")
     fails(capsys, cam.main(["--run", str(run), "--pseudo.alpha", "2"]), "pseudo.alpha")
     assert (run / "config.yaml").read_text() == before
     assert run_train(data, run, "--resume", "--threads", "1", "--data.verify", "false") == 0

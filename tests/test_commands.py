@@ -277,6 +277,8 @@ def test_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
     assert cli.main(["trian"]) == 2
     assert "did you mean 'train'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["report_run", "--help"])
     assert cli.main(["export"]) == 2
     assert "did you mean 'export-model'" in capsys.readouterr().err
     assert cli.main(["doctor"]) == 0

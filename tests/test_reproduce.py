@@ -72,6 +72,12 @@ def test_maps_alone_and_localisation(tmp_path: Path) -> None:
     assert all(0 <= float(row["mean"]) <= 100 for row in found.values())
 
 
+def test_a_dry_run_says_why_its_trial_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--table", "5", "--rows", "full", "--output", str(tmp_path / "out"), "--segmenter.weights", "gone.pt"]
+    status = reproduce.main([*words, "--dry-run", "true", *FAST])
+    fails(capsys, status, "the trial for the estimate failed: ", "gone.pt", "; it was: gwsss-fast train --preset quick")
+
+
 def test_a_dry_run_lists_commands_that_train_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -95,7 +95,7 @@ def _load_default(model: nn.Module) -> str:
     except Exception as error:  # the network fails in many ways; all mean the same to the user
         raise GwsssError(
             f"cannot download torchvision {name} ({type(error).__name__}); pass --model.weights PATH, or none to start "
-            "at random"
+            "at random (--segmenter.weights where it is the segmenter's)"
         ) from error
     _load_state(backbones[0], dict(state), f"torchvision {name}")
     return f"torchvision {name}"
