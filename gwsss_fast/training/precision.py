@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from gwsss_fast import distributed
@@ -16,12 +18,9 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise GwsssError(f"device {name!r} is not auto, cpu, cuda or cuda:N")
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise GwsssError("device cuda: PyTorch sees no GPU here; use --device cpu, or see `gwsss-fast doctor`")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
