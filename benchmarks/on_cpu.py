@@ -28,7 +28,7 @@ from benchmarks.measuring import Functions
 from benchmarks.peers import peers
 from benchmarks.records import Record
 from benchmarks.sizes import DTYPES, SIZES, Size
-from benchmarks.timing import Call, Times, interleave, wall_clock
+from benchmarks.timing import Call, Times, interleave, rotations, wall_clock
 
 TIMED = (
     "co_attention transpose",
@@ -75,7 +75,12 @@ def calls_of(
     """What is to be timed, by version, warmed up; and the floors."""
     calls: dict[str, list[Call]] = {}
     for name in DTYPE_NAMES:
-        inputs = [operation.inputs(size, DTYPES[name], "cpu", 100 * number) for number in range(2)]
+        sets = 2
+        if floors.moves_bytes(
+            operation
+        ):  # an odd number: every version comes to all, as the versions are even in number
+            sets = rotations(operation.work(size, DTYPES[name], backward).bytes, floors.last_cache()) | 1
+        inputs = [operation.inputs(size, DTYPES[name], "cpu", 100 * number) for number in range(sets)]
         for peer, function in functions[name][backward].items():
             made = measuring.forward_calls(function, inputs)
             if backward:

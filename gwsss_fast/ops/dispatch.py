@@ -171,17 +171,17 @@ def without_autocast(function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
 
 
-def unobserved(*tensors: Tensor) -> bool:
+def unobserved(*tensors: Tensor, gradients: bool = False) -> bool:
     """Whether nobody but the caller sees a call on these tensors, so that its function may be called in the operator's
     place: on the CPU, no gradient is asked for, autocast is off, and nothing traces, compiles, transforms or intercepts
-    the call.
+    the call. gradients: they may be asked for.
 
     An operator with Python behind it costs some 25 us, and several times that where the caches are cold, which is more
     than the smaller operations themselves.
     """
     if torch.compiler.is_compiling():
         return False
-    wants_gradients = torch.is_grad_enabled()
+    wants_gradients = not gradients and torch.is_grad_enabled()
     for x in tensors:
         if type(x) not in (Tensor, torch.nn.Parameter) or not x.is_cpu or (wants_gradients and x.requires_grad):
             return False

@@ -59,6 +59,21 @@ def _backward(ctx, grad, _grad_o):  # type: ignore[no-untyped-def]
 _graph_dropout.register_autograd(_backward, setup_context=_save)
 
 
+class GraphDropout(torch.autograd.Function):
+    """The operator's gradient where nobody sees the operator, see `dispatch.unobserved`."""
+
+    @staticmethod
+    def forward(ctx, g, r, *options):  # type: ignore[no-untyped-def]
+        out, o = _forward(g, r, *options)
+        ctx.save_for_backward(g, o, r)
+        ctx.options = options
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        return _backward(ctx, grad, None)
+
+
 def _check(g: Tensor, r: Tensor, drop_rate: float, drop_threshold: float) -> None:
     """Raise GwsssError that names what does not fit."""
     dispatch.check(g.is_floating_point(), f"graph_dropout: g must be floating point, not {g.dtype}")
@@ -84,6 +99,6 @@ def graph_dropout(g: Tensor, r: Tensor, drop_rate: float = 0.8, drop_threshold: 
     if not (fits and 0 <= drop_rate <= 1 and 0 <= drop_threshold <= 1 and r.device == g.device):
         _check(g, r, drop_rate, drop_threshold)  # the messages alone take as long as small nodes
     backend = dispatch.choose("graph_dropout", g, r)
-    if dispatch.unobserved(g, r):
-        return _forward(g, r, drop_rate, drop_threshold, backend)[0]
+    if dispatch.unobserved(g, r, gradients=True):
+        return GraphDropout.apply(g, r, drop_rate, drop_threshold, backend)
     return dispatch.without_autocast(_graph_dropout, g, r, drop_rate, drop_threshold, backend)[0]

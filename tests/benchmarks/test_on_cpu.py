@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import cases, floors, on_cpu, peers
-from benchmarks.sizes import SMALL
+from benchmarks.sizes import DTYPES, SMALL
 from gwsss_fast import ops
 from gwsss_fast.native import products
 
@@ -67,6 +67,18 @@ def test_short_calls_are_timed_more_often(
     monkeypatch.setattr(on_cpu, "SHORT_MS", short)
     assert run(tmp_path, "--no-compile", "--operations", "graph_dropout") == 0
     assert {line["count"] for line in lines(tmp_path)} == {count}
+
+
+def test_inputs_that_are_moved_are_in_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 2**20 <= floors.last_cache() <= 2**31
+    monkeypatch.setattr(floors, "last_cache", lambda: 5e5)
+    for label, rotates in (("graph_dropout", True), ("conv_gru kernel 1", False)):
+        operation = cases.operation(label)
+        calls = on_cpu.calls_of(operation, SMALL, False, {name: {False: {}, True: {}} for name in on_cpu.DTYPE_NAMES})
+        for version, made in calls.items():
+            moved = operation.work(SMALL, DTYPES[version.split()[-1]], False).bytes
+            assert len(made) % 2 == rotates
+            assert (len(made) * moved > 1.5e6) if rotates else len(made) == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

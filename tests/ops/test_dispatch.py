@@ -1,6 +1,7 @@
 """Which backend runs, and what is said about it."""
 
 import dataclasses
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -108,6 +109,7 @@ def test_a_call_that_nobody_sees_spares_the_operator() -> None:
     x, leaf = torch.ones(2), torch.ones(2, requires_grad=True)
     assert dispatch.unobserved(x, torch.nn.Parameter(x, requires_grad=False))
     assert not dispatch.unobserved(x, leaf)
+    assert dispatch.unobserved(x, leaf, gradients=True)
     assert not dispatch.unobserved(x, torch.empty(2, device="meta"))
     assert not dispatch.unobserved(x, torch.Tensor.as_subclass(x, type("Own", (torch.Tensor,), {})))
     with torch.no_grad():
@@ -120,11 +122,19 @@ def test_a_call_that_nobody_sees_spares_the_operator() -> None:
         assert not dispatch.unobserved(torch.empty(2))
     with torch.autograd.forward_ad.dual_level():
         assert not dispatch.unobserved(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not dispatch.unobserved(x)
     found = []
-    torch.vmap(lambda y: found.append(dispatch.unobserved(x)) or y)(x)  # type: ignore[func-returns-value]
-    torch.jit.trace(lambda y: found.append(dispatch.unobserved(x)) or y, x, check_trace=False)  # type: ignore[func-returns-value]
-    torch.func.grad(lambda y: found.append(dispatch.unobserved(x)) or y.sum())(x)  # type: ignore[func-returns-value]
-    assert found
+
+    def asking(y: torch.Tensor) -> torch.Tensor:
+        found.extend([dispatch.unobserved(x), dispatch.unobserved(x, gradients=True)])
+        return y.sum()
+
+    torch.vmap(asking)(x)
+    torch.jit.trace(asking, x, check_trace=False)
+    torch.func.grad(asking)(x)
+    torch.compile(asking, backend="eager")(x)
+    assert len(found) >= 6
     assert not any(found)
 
 
@@ -135,26 +145,32 @@ def test_graph_dropout_is_the_operator_where_somebody_sees_it() -> None:
     assert "gwsss_fast::graph_dropout" in watching.seen
     leaf = g.detach().requires_grad_()
     trained = ops.graph_dropout(leaf, r)
-    assert "graph_dropout" in trained.grad_fn.name()
+    assert trained.grad_fn.name() == "GraphDropoutBackward"
+    with Watching():
+        watched = ops.graph_dropout(leaf, r)
+    assert "gwsss_fast_graph_dropout" in watched.grad_fn.name()
     direct = ops.graph_dropout(g, r)
     compiled = torch.compile(ops.graph_dropout, backend="eager", fullgraph=True)(g, r)
-    for value in (trained, direct, compiled):
+    for value in (trained, watched, direct, compiled):
         assert torch.equal(value, seen)
         assert value.is_contiguous()
     assert not direct.requires_grad
-    grads = [torch.autograd.grad(trained.sum(), leaf, retain_graph=True)[0]]
+    grads = [torch.autograd.grad(x.sum(), leaf, retain_graph=True)[0] for x in (trained, watched)]
     with Watching() as watching:
-        grads.append(torch.autograd.grad(trained.sum(), leaf, retain_graph=True)[0])
-    assert "gwsss_fast::graph_dropout_backward" in watching.seen
-    assert torch.equal(*grads)
+        grads += [torch.autograd.grad(x.sum(), leaf, retain_graph=True)[0] for x in (trained, watched)]
+    assert watching.seen.count("gwsss_fast::graph_dropout_backward") == 2
+    assert all(torch.equal(grad, grads[0]) for grad in grads)
 
 
 def test_gradients_of_gradients_are_refused_not_lost() -> None:
     leaf = torch.ones(1, 1, 3, 2, requires_grad=True)
-    out = ops.graph_dropout(leaf, torch.zeros(1))
-    (grad,) = torch.autograd.grad(out.square().sum(), leaf, create_graph=True)
-    with pytest.raises(RuntimeError):
-        grad.sum().backward()
+    for context in (nullcontext(), Watching()):
+        with context:
+            out = ops.graph_dropout(leaf, torch.zeros(1))
+            for result in (out.square().sum(), out.sum()):
+                (grad,) = torch.autograd.grad(result, leaf, create_graph=True)
+                with pytest.raises(RuntimeError):
+                    grad.sum().backward()
 
 
 def test_autocast_is_switched_off_where_it_is_on() -> None:
