@@ -219,7 +219,7 @@ def in_processes(
 ) -> Iterator[tuple[Job, Any]]:
     """(job, result) as they come, from fresh processes: Triton holds much memory and no two cards share a process.
 
-    Begun in the order of `jobs`. seconds: when it ends at the latest; what has begun goes on, nothing else begins.
+    Begun in the order of `jobs`. seconds: when it ends at the latest; what has begun then is broken off.
     """
     late = False
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _prepare_worker, (function is report,))
@@ -230,7 +230,10 @@ def in_processes(
     except concurrent.futures.TimeoutError:
         late = True
     finally:
-        pool.shutdown(wait=not late, cancel_futures=True)
+        if late:  # a pool that nobody waits for does not end in Python 3.11, and its process neither
+            for process in list((getattr(pool, "_processes", None) or {}).values()):
+                process.kill()
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def warm_cache(jobs: Iterable[Job], workers: int, seconds: float | None = None) -> dict[Job, str | None]:

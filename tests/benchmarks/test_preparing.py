@@ -28,7 +28,7 @@ def test_kernels_of_the_checks_and_of_the_most_wanted_times_are_compiled_first()
 
 
 def test_compiling_ends_in_time_with_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a thread in place of a process: the second of three kernels takes too long."""
+    """By a thread in place of a process: the second of three kernels takes too long, so its process is ended."""
     end, begun = threading.Event(), []
 
     def compiling(job: str) -> str:
@@ -37,12 +37,16 @@ def test_compiling_ends_in_time_with_what_is_done(monkeypatch: pytest.MonkeyPatc
             end.wait(30)
         return job
 
-    monkeypatch.setattr(compile_ahead, "ProcessPoolExecutor", lambda workers, *rest: ThreadPoolExecutor(workers))
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, workers: int, *rest: object) -> None:
+            super().__init__(workers)
+            self._processes = {7: types.SimpleNamespace(kill=end.set)}
+
+    monkeypatch.setattr(compile_ahead, "ProcessPoolExecutor", Pool)
     jobs = ["quick", "slow", "late"]
-    try:
-        found = dict(compile_ahead.in_processes(compiling, jobs, 1, seconds=0.5))  # type: ignore[arg-type]
-    finally:
-        end.set()
+    begin = time.monotonic()
+    found = dict(compile_ahead.in_processes(compiling, jobs, 1, seconds=0.5))  # type: ignore[arg-type]
+    assert time.monotonic() - begin < 15
     assert found == {"quick": "quick"}
     assert begun == ["quick", "slow"]
 
