@@ -24,10 +24,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import RESULTS, ROOT, checking, interpreter
-from benchmarks.cases import Operation, operation
+from benchmarks import RESULTS, ROOT
+from benchmarks.gpu import interpreter
+from benchmarks.harness import checking
+from benchmarks.harness.cases import Operation, operation
+from benchmarks.harness.sizes import DTYPES, SIZES, Size
 from benchmarks.resources import sources, versions
-from benchmarks.sizes import DTYPES, SIZES, Size
 from gwsss_fast import files, ops
 from gwsss_fast.launch import edges
 

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import suites
 from benchmarks.dense_crf import PRESETS, ours, probabilities, pydensecrf2, scene
-from benchmarks.timing import wall_clock
+from benchmarks.harness import suites
+from benchmarks.harness.timing import wall_clock
 from gwsss_fast import ops
 
 CASES = ("cpp new image", "cpp same image", "reference", "pydensecrf2")

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from benchmarks import suites
-from benchmarks.cases import Operation
-from benchmarks.sizes import Size
+from benchmarks.harness import suites
+from benchmarks.harness.cases import Operation
+from benchmarks.harness.sizes import Size
 
 
 @suites.benchmarked("graph_dropout")

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import group_step, suites
-from benchmarks.sizes import DTYPES, PAPER_8, SMALL
-from benchmarks.timing import EventTimer, wall_clock
+from benchmarks.harness import group_step, suites
+from benchmarks.harness.sizes import DTYPES, PAPER_8, SMALL
+from benchmarks.harness.timing import EventTimer, wall_clock
 
 SIZE = PAPER_8 if suites.GPU else SMALL
 PEERS = {peer.name: peer for peer in group_step.step_peers(suites.DEVICE, compiled=suites.GPU)}

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import suites
+from benchmarks.harness import suites
+from benchmarks.harness.timing import wall_clock
 from benchmarks.sampler import GROUP, STRATEGIES, check, tags
-from benchmarks.timing import wall_clock
 from gwsss_fast.data.samplers import GroupSampler, Strategy
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.suites import CLOCK
+from benchmarks.harness.suites import CLOCK
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -23,12 +23,12 @@ from rich.console import Console
 from rich.table import Table
 from scipy import ndimage
 
-from benchmarks import records
-from benchmarks.memory import growth, in_own_process
+from benchmarks import RESULTS
+from benchmarks.harness import records
+from benchmarks.harness.memory import growth, in_own_process
 from gwsss_fast import ops
 from gwsss_fast.labels.crf import PRESETS, CrfPreset
 
-RESULTS = Path(__file__).parent / "results"
 HEIGHT, WIDTH = 375, 500
 COLUMNS = (
     "preset",

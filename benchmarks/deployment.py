@@ -24,10 +24,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks import RESULTS, records
+from benchmarks import RESULTS
+from benchmarks.harness import records
+from benchmarks.harness.records import Record
+from benchmarks.harness.timing import Call, EventTimer, Reading, interleave
 from benchmarks.on_cpu import FIRST
-from benchmarks.records import Record
-from benchmarks.timing import Call, EventTimer, Reading, interleave
 from gwsss_fast import DeepLabV2, GwsssError
 from gwsss_fast.data.palette import voc_palette
 from gwsss_fast.data.transforms import MEAN, STD

@@ -20,13 +20,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks import RESULTS, group_step, records
-from benchmarks.checking import Expected
-from benchmarks.memory import growth, in_own_process
+from benchmarks import RESULTS
+from benchmarks.harness import group_step, records
+from benchmarks.harness.checking import Expected
+from benchmarks.harness.memory import growth, in_own_process
+from benchmarks.harness.records import Record
+from benchmarks.harness.sizes import Size
+from benchmarks.harness.timing import interleave, wall_clock
 from benchmarks.on_cpu import FIRST, timed_lines
-from benchmarks.records import Record
-from benchmarks.sizes import Size
-from benchmarks.timing import interleave, wall_clock
 from gwsss_fast import DeepLabV2, GroupClassifier, GroupGNN, group_loss, ops
 from gwsss_fast.models.backbones import build_backbone
 

@@ -22,13 +22,14 @@ import torch._dynamo
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import RESULTS, ceilings, checking, floors, group_step, measuring, records
-from benchmarks.cases import OPERATIONS, Operation
-from benchmarks.measuring import Functions
-from benchmarks.peers import peers
-from benchmarks.records import Record
-from benchmarks.sizes import DTYPES, SIZES, Size
-from benchmarks.timing import Call, Times, interleave, rotations, wall_clock
+from benchmarks import RESULTS
+from benchmarks.harness import ceilings, checking, floors, group_step, measuring, records
+from benchmarks.harness.cases import OPERATIONS, Operation
+from benchmarks.harness.measuring import Functions
+from benchmarks.harness.peers import peers
+from benchmarks.harness.records import Record
+from benchmarks.harness.sizes import DTYPES, SIZES, Size
+from benchmarks.harness.timing import Call, Times, interleave, rotations, wall_clock
 
 TIMED = (
     "co_attention transpose",

@@ -23,24 +23,18 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks import (
-    RESULTS,
-    ceilings,
-    crf_on_gpu,
-    gpu_checks,
-    group_step,
-    measuring,
-    preparing,
-    records,
-    restarts,
-)
-from benchmarks.cases import TIMED, Operation
-from benchmarks.ceilings import Ceilings
-from benchmarks.records import Record
-from benchmarks.restarts import BrokenGpuError, State
-from benchmarks.sizes import LARGE, PAPER, PAPER_8, Size
-from benchmarks.timing import NO_TIME, EventTimer, Timer, for_lack_of_time, interleave, peak_bytes
-from benchmarks.work import FORMULAS, Work
+from benchmarks import RESULTS
+from benchmarks.gpu import checks as gpu_checks
+from benchmarks.gpu import crf as crf_on_gpu
+from benchmarks.gpu import preparing
+from benchmarks.harness import ceilings, group_step, measuring, records, restarts
+from benchmarks.harness.cases import TIMED, Operation
+from benchmarks.harness.ceilings import Ceilings
+from benchmarks.harness.records import Record
+from benchmarks.harness.restarts import BrokenGpuError, State
+from benchmarks.harness.sizes import LARGE, PAPER, PAPER_8, Size
+from benchmarks.harness.timing import NO_TIME, EventTimer, Timer, for_lack_of_time, interleave, peak_bytes
+from benchmarks.harness.work import FORMULAS, Work
 
 BUDGET_S = 450.0
 RESERVE_S = 15.0

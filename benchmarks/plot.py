@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import RESULTS, records
-from benchmarks.records import Record
+from benchmarks import RESULTS
+from benchmarks.harness import records
+from benchmarks.harness.records import Record
 
 
 def newest(found: Sequence[Record]) -> list[Record]:

@@ -26,10 +26,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import RESULTS, ROOT
-from benchmarks.cases import OPERATIONS, has_kernel
-from benchmarks.compile_ahead import CARDS, SHARED_LIMIT, Report, cache_folder, reports
-from benchmarks.launches import Job, Pointer, Use, jobs
-from benchmarks.sizes import ARITHMETICS, DTYPES, LARGE, ODD, PAPER, PAPER_8, SIZES
+from benchmarks.gpu.compile_ahead import CARDS, SHARED_LIMIT, Report, cache_folder, reports
+from benchmarks.gpu.launches import Job, Pointer, Use, jobs
+from benchmarks.harness.cases import OPERATIONS, has_kernel
+from benchmarks.harness.sizes import ARITHMETICS, DTYPES, LARGE, ODD, PAPER, PAPER_8, SIZES
 from gwsss_fast import files
 
 SHIPPED = (PAPER, PAPER_8, LARGE, *ODD)

@@ -16,8 +16,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import RESULTS, records
-from benchmarks.memory import growth, in_own_process
+from benchmarks import RESULTS
+from benchmarks.harness import records
+from benchmarks.harness.memory import growth, in_own_process
 from gwsss_fast.data.samplers import GroupSampler, Strategy
 
 IMAGES, CLASSES, GROUP = 100_000, 80, 4

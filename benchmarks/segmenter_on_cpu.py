@@ -32,9 +32,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck
 
-from benchmarks import RESULTS, records
-from benchmarks.records import Record
-from benchmarks.timing import interleave, wall_clock
+from benchmarks import RESULTS
+from benchmarks.harness import records
+from benchmarks.harness.records import Record
+from benchmarks.harness.timing import interleave, wall_clock
 from gwsss_fast import DeepLabV2
 from gwsss_fast.data.dataset import open_dataset
 from gwsss_fast.data.images import read_image, read_mask

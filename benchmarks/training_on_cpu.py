@@ -17,8 +17,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import RESULTS, records
-from benchmarks.records import Record
+from benchmarks import RESULTS
+from benchmarks.harness import records
+from benchmarks.harness.records import Record
 from gwsss_fast import train
 from gwsss_fast.training.profiling import WARM_UP
 

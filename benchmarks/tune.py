@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 
-from benchmarks import checking, compile_ahead, launches, preparing, records
-from benchmarks.cases import OPERATIONS
-from benchmarks.compile_ahead import Report
-from benchmarks.launches import Job
-from benchmarks.sizes import DTYPES, LARGE, PAPER, PAPER_8, Size
+from benchmarks.gpu import compile_ahead, launches, preparing
+from benchmarks.gpu.compile_ahead import Report
+from benchmarks.gpu.launches import Job
+from benchmarks.harness import checking, records
+from benchmarks.harness.cases import OPERATIONS
+from benchmarks.harness.sizes import DTYPES, LARGE, PAPER, PAPER_8, Size
 from gwsss_fast import files, ops
 from gwsss_fast.launch import launcher, tuning
 from gwsss_fast.launch.launcher import Tiles

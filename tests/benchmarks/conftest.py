@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from benchmarks.harness.timing import Call, Reading
 from benchmarks.on_gpu import Clock, Run
-from benchmarks.timing import Call, Reading
 
 
 def fake_timer(call: Call) -> Reading:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from benchmarks import RESULTS, accuracy
-from benchmarks.cases import operation, rerouted
-from benchmarks.sizes import DTYPES, PAPER, SMALL
+from benchmarks.harness.cases import operation, rerouted
+from benchmarks.harness.sizes import DTYPES, PAPER, SMALL
 from gwsss_fast import ops
 from gwsss_fast.launch import launcher
 

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from benchmarks import checking, measuring
-from benchmarks.cases import OPERATIONS, TIMED, Operation, operation, rerouted
-from benchmarks.peers import Peer, peers
-from benchmarks.sizes import SMALL, Size
-from benchmarks.timing import Reading, wall_clock
+from benchmarks.harness import checking, measuring
+from benchmarks.harness.cases import OPERATIONS, TIMED, Operation, operation, rerouted
+from benchmarks.harness.peers import Peer, peers
+from benchmarks.harness.sizes import SMALL, Size
+from benchmarks.harness.timing import Reading, wall_clock
 
 TINY = Size("tiny", 1, 2, 3, 2, 8, 4)
 by_label = pytest.mark.parametrize("row", OPERATIONS, ids=lambda row: row.label)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from benchmarks import crf_on_gpu
-from benchmarks.timing import Reading
+from benchmarks.gpu import crf as crf_on_gpu
+from benchmarks.harness.timing import Reading
 from gwsss_fast.native import library
 
 

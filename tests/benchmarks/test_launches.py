@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from benchmarks import launches
-from benchmarks.cases import operation
-from benchmarks.launches import Pointer
-from benchmarks.sizes import ODD, PAPER
+from benchmarks.gpu import launches
+from benchmarks.gpu.launches import Pointer
+from benchmarks.harness.cases import operation
+from benchmarks.harness.sizes import ODD, PAPER
 from gwsss_fast import ops
 
 

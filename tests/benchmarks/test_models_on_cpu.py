@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import models_on_cpu
-from benchmarks.sizes import Size
+from benchmarks.harness.sizes import Size
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import cases, floors, on_cpu, peers
-from benchmarks.sizes import DTYPES, SMALL
+from benchmarks import on_cpu
+from benchmarks.harness import cases, floors, peers
+from benchmarks.harness.sizes import DTYPES, SMALL
 from gwsss_fast import ops
 from gwsss_fast.native import products
 

@@ -5,13 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_checks, group_step, measuring, on_gpu, records
-from benchmarks.cases import operation, rerouted
-from benchmarks.ceilings import Ceilings, measure
-from benchmarks.gpu_checks import Check
+from benchmarks import on_gpu
+from benchmarks.gpu import checks as gpu_checks
+from benchmarks.gpu.checks import Check
+from benchmarks.harness import group_step, measuring, records
+from benchmarks.harness.cases import operation, rerouted
+from benchmarks.harness.ceilings import Ceilings, measure
+from benchmarks.harness.sizes import Size
+from benchmarks.harness.timing import Reading
 from benchmarks.on_gpu import Clock, Job, Run
-from benchmarks.sizes import Size
-from benchmarks.timing import Reading
 
 TINY = Size("tiny", 1, 2, 3, 2, 8, 4, steps=2)
 LIMITS = Ceilings({"float32": 1e11, "bfloat16": 1e11}, 1e10)

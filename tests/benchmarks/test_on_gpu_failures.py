@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import crf_on_gpu, gpu_checks, group_step, on_gpu, preparing
-from benchmarks.cases import Operation, operation, rerouted
-from benchmarks.ceilings import Ceilings
-from benchmarks.gpu_checks import Check
-from benchmarks.group_step import StepPeer
+from benchmarks import on_gpu
+from benchmarks.gpu import checks as gpu_checks
+from benchmarks.gpu import crf as crf_on_gpu
+from benchmarks.gpu import preparing
+from benchmarks.gpu.checks import Check
+from benchmarks.harness import group_step
+from benchmarks.harness.cases import Operation, operation, rerouted
+from benchmarks.harness.ceilings import Ceilings
+from benchmarks.harness.group_step import StepPeer
+from benchmarks.harness.peers import Peer
 from benchmarks.on_gpu import Clock, Job, Run
-from benchmarks.peers import Peer
 from tests.benchmarks.test_on_gpu import LIMITS, TINY, said
 
 STEP = Job(None, TINY, torch.float32, False, 1)

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import checking, measuring, peers
-from benchmarks.cases import Operation, operation
-from benchmarks.sizes import SMALL
-from benchmarks.timing import TimeLimitError, for_lack_of_time, time_limit
+from benchmarks.harness import checking, measuring, peers
+from benchmarks.harness.cases import Operation, operation
+from benchmarks.harness.sizes import SMALL
+from benchmarks.harness.timing import TimeLimitError, for_lack_of_time, time_limit
 
 
 @pytest.fixture

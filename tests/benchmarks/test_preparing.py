@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import compile_ahead, launches, preparing
-from benchmarks.launches import Job
-from benchmarks.sizes import DTYPES, ODD, PAPER, PAPER_8
+from benchmarks.gpu import compile_ahead, launches, preparing
+from benchmarks.gpu.launches import Job
+from benchmarks.harness.sizes import DTYPES, ODD, PAPER, PAPER_8
 from gwsss_fast.native import library
 from gwsss_fast.native.build import BuildError
 

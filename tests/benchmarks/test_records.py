@@ -8,12 +8,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import RESULTS, accuracy, plot, records, resources
-from benchmarks.ceilings import Ceilings
-from benchmarks.records import Record
-from benchmarks.sizes import PAPER
-from benchmarks.timing import NO_TIME, Times
-from benchmarks.work import Work
+from benchmarks import RESULTS, accuracy, plot, resources
+from benchmarks.harness import records
+from benchmarks.harness.ceilings import Ceilings
+from benchmarks.harness.records import Record
+from benchmarks.harness.sizes import PAPER
+from benchmarks.harness.timing import NO_TIME, Times
+from benchmarks.harness.work import Work
 
 CEILINGS = Ceilings({"bfloat16": 800e12, "float32": 50e12}, 3e12)
 

@@ -10,12 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import crf_on_gpu, gpu_checks, group_step, measuring, on_gpu, preparing, restarts
-from benchmarks.cases import operation, rerouted
-from benchmarks.gpu_checks import Check
-from benchmarks.group_step import StepPeer
+from benchmarks import on_gpu
+from benchmarks.gpu import checks as gpu_checks
+from benchmarks.gpu import crf as crf_on_gpu
+from benchmarks.gpu import preparing
+from benchmarks.gpu.checks import Check
+from benchmarks.harness import group_step, measuring, restarts
+from benchmarks.harness.cases import operation, rerouted
+from benchmarks.harness.group_step import StepPeer
+from benchmarks.harness.restarts import BrokenGpuError, State
 from benchmarks.on_gpu import Job, Run
-from benchmarks.restarts import BrokenGpuError, State
 from gwsss_fast.errors import GwsssError
 from gwsss_fast.ops import dispatch
 from tests.benchmarks.test_on_gpu import LIMITS, TINY, said

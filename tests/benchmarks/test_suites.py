@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch._dynamo
 
-from benchmarks import suites
-from benchmarks.cases import TIMED, operation
-from benchmarks.sizes import Size
-from benchmarks.timing import Reading
+from benchmarks.harness import suites
+from benchmarks.harness.cases import TIMED, operation
+from benchmarks.harness.sizes import Size
+from benchmarks.harness.timing import Reading
 
 ROOT = Path(__file__).resolve().parents[2]
 

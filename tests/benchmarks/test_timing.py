@@ -7,8 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import timing
-from benchmarks.timing import EventTimer, Reading, interleave, quantile, rotations, summary, time_limit, wall_clock
+from benchmarks.harness import timing
+from benchmarks.harness.timing import (
+    EventTimer,
+    Reading,
+    interleave,
+    quantile,
+    rotations,
+    summary,
+    time_limit,
+    wall_clock,
+)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 30])

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import compile_ahead, preparing, tune
-from benchmarks.compile_ahead import Report
-from benchmarks.launches import Job
-from benchmarks.sizes import DTYPES
+from benchmarks import tune
+from benchmarks.gpu import compile_ahead, preparing
+from benchmarks.gpu.compile_ahead import Report
+from benchmarks.gpu.launches import Job
+from benchmarks.harness.sizes import DTYPES
 from gwsss_fast.launch import tuning
 from gwsss_fast.launch.launcher import Tiles, launch
 from gwsss_fast.launch.tuning import Request

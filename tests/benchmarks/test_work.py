@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import work
-from benchmarks.cases import OPERATIONS, Operation, as_tuple, operation
-from benchmarks.sizes import PAPER, SIZES, Size
+from benchmarks.harness import work
+from benchmarks.harness.cases import OPERATIONS, Operation, as_tuple, operation
+from benchmarks.harness.sizes import PAPER, SIZES, Size
 from gwsss_fast import ops
 
 TINY = Size("tiny", 2, 3, 2, 3, 8, 4)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import checking
-from benchmarks.cases import Operation
-from benchmarks.sizes import Size
+from benchmarks.harness import checking
+from benchmarks.harness.cases import Operation
+from benchmarks.harness.sizes import Size
 from gwsss_fast import ops
 from gwsss_fast.native import library
 from tests.processes import python

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import checking
-from benchmarks.cases import Operation, operation
-from benchmarks.sizes import Size
+from benchmarks.harness import checking
+from benchmarks.harness.cases import Operation, operation
+from benchmarks.harness.sizes import Size
 from gwsss_fast import GwsssError, ops
 from tests.native.edges import DTYPES, SIZES, check, loose, need_library, run
 

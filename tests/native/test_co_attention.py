@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Operation, operation
-from benchmarks.sizes import Size
+from benchmarks.harness.cases import Operation, operation
+from benchmarks.harness.sizes import Size
 from gwsss_fast import GwsssError, ops
 from tests.native.edges import DTYPES, SIZES, check, loose, need_library, printed, run
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks import interpreter, launches
+from benchmarks.gpu import interpreter, launches
 
 with contextlib.suppress(ImportError):
     interpreter.search_less()

@@ -11,12 +11,12 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from benchmarks import plain
-from benchmarks.cases import OPERATIONS, exact_attention
-from benchmarks.checking import PEER_FACTOR, Expected
-from benchmarks.peers import first_line
-from benchmarks.sizes import Size
-from benchmarks.timing import time_limit
+from benchmarks.harness import plain
+from benchmarks.harness.cases import OPERATIONS, exact_attention
+from benchmarks.harness.checking import PEER_FACTOR, Expected
+from benchmarks.harness.peers import first_line
+from benchmarks.harness.sizes import Size
+from benchmarks.harness.timing import time_limit
 from gwsss_fast import GroupGNN, group_loss, ops
 
 STEP_FACTOR = 2.0

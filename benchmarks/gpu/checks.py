@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import checking, group_step, restarts
-from benchmarks.cases import OPERATIONS, Operation, as_tuple
-from benchmarks.peers import first_line
-from benchmarks.restarts import BrokenGpuError, broken
-from benchmarks.sizes import DTYPES, ODD, PAPER, Size
-from benchmarks.timing import time_limit, time_limit_in
+from benchmarks.harness import checking, group_step, restarts
+from benchmarks.harness.cases import OPERATIONS, Operation, as_tuple
+from benchmarks.harness.peers import first_line
+from benchmarks.harness.restarts import BrokenGpuError, broken
+from benchmarks.harness.sizes import DTYPES, ODD, PAPER, Size
+from benchmarks.harness.timing import time_limit, time_limit_in
 from gwsss_fast import ops
 from gwsss_fast.ops import dispatch
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import records
 from benchmarks.dense_crf import HEIGHT, WIDTH, probabilities, pydensecrf2, scene
-from benchmarks.gpu_checks import Check
-from benchmarks.peers import first_line
-from benchmarks.records import Record
-from benchmarks.restarts import BrokenGpuError, broken
-from benchmarks.timing import Timer, Times, interleave, peak_bytes, wall_clock
+from benchmarks.gpu.checks import Check
+from benchmarks.harness import records
+from benchmarks.harness.peers import first_line
+from benchmarks.harness.records import Record
+from benchmarks.harness.restarts import BrokenGpuError, broken
+from benchmarks.harness.timing import Timer, Times, interleave, peak_bytes, wall_clock
 from gwsss_fast import ops
 from gwsss_fast.labels.crf import PRESETS, CrfPreset
 from gwsss_fast.ops import dispatch

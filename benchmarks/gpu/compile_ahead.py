@@ -27,8 +27,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.launches import Job, Pointer
-from benchmarks.sizes import DTYPES
+from benchmarks.gpu.launches import Job, Pointer
+from benchmarks.harness.sizes import DTYPES
 from gwsss_fast import files
 from gwsss_fast.launch.launcher import Tiles
 
@@ -204,16 +204,6 @@ def _prepare_worker(with_log: bool) -> None:
         os.environ.update(TRITON_ALWAYS_COMPILE="1", TRITON_DUMP_PTXAS_LOG="1")
 
 
-def _warm(job: Job) -> str | None:
-    log = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(log):
-            compile_job(job)
-    except Exception as error:
-        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
-    return None
-
-
 def in_processes(
     function: Callable[[Job], Any], jobs: Iterable[Job], workers: int, seconds: float | None = None
 ) -> Iterator[tuple[Job, Any]]:
@@ -234,14 +224,6 @@ def in_processes(
             for process in list((getattr(pool, "_processes", None) or {}).values()):
                 process.kill()
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def warm_cache(jobs: Iterable[Job], workers: int, seconds: float | None = None) -> dict[Job, str | None]:
-    """Fill Triton's own cache, so that first starts on this machine do not wait; the error of each job, or None.
-
-    In the order of `jobs`; those that are not done after so many seconds are left out.
-    """
-    return dict(in_processes(_warm, jobs, workers, seconds))
 
 
 def cache_folder() -> Path:

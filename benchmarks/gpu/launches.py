@@ -17,8 +17,8 @@ from torch import Tensor
 from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.cases import OPERATIONS, Operation, as_tuple, dtype_name, has_kernel
-from benchmarks.sizes import ARITHMETICS, Size
+from benchmarks.harness.cases import OPERATIONS, Operation, as_tuple, dtype_name, has_kernel
+from benchmarks.harness.sizes import ARITHMETICS, Size
 from gwsss_fast.launch import launcher
 from gwsss_fast.ops import dispatch
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import checking, measuring
-from benchmarks.cases import OPERATIONS, Operation
-from benchmarks.checking import Expected
-from benchmarks.peers import peers
-from benchmarks.sizes import DTYPES, LARGE, PAPER, PAPER_8, SMALL, Size
-from benchmarks.timing import Call, EventTimer, Timer, cache_bytes, rotations, wall_clock
+from benchmarks.harness import checking, measuring
+from benchmarks.harness.cases import OPERATIONS, Operation
+from benchmarks.harness.checking import Expected
+from benchmarks.harness.peers import peers
+from benchmarks.harness.sizes import DTYPES, LARGE, PAPER, PAPER_8, SMALL, Size
+from benchmarks.harness.timing import Call, EventTimer, Timer, cache_bytes, rotations, wall_clock
 from gwsss_fast import ops
 
 GPU = torch.cuda.is_available()

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import plain
-from benchmarks.sizes import DTYPES, Size
-from benchmarks.work import FORMULAS, Work
+from benchmarks.harness import plain
+from benchmarks.harness.sizes import DTYPES, Size
+from benchmarks.harness.work import FORMULAS, Work
 from gwsss_fast import ops, reference
 from gwsss_fast.ops import dispatch
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from benchmarks.cases import dtype_name
-from benchmarks.ceilings import Ceilings
-from benchmarks.sizes import Size
-from benchmarks.timing import Times, for_lack_of_time
-from benchmarks.work import Work
+from benchmarks.harness.cases import dtype_name
+from benchmarks.harness.ceilings import Ceilings
+from benchmarks.harness.sizes import Size
+from benchmarks.harness.timing import Times, for_lack_of_time
+from benchmarks.harness.work import Work
 
 Record = dict[str, Any]
 OWN_ORDER = ("cuda", "triton", "cpp", "aten", "reference")

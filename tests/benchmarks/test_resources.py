@@ -18,21 +18,23 @@ from typing import Any
 
 import pytest
 
-from benchmarks import compile_ahead, resources
-from benchmarks.compile_ahead import Report
-from benchmarks.launches import Job, Pointer, Use
-from benchmarks.sizes import ARITHMETICS
+from benchmarks import resources
+from benchmarks.gpu import compile_ahead
+from benchmarks.gpu.compile_ahead import Report
+from benchmarks.gpu.launches import Job, Pointer, Use
+from benchmarks.harness.sizes import ARITHMETICS
 from gwsss_fast.launch import tuning
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 # Compiles what stands in this module's own kernels and in ours, in a process where Triton does not interpret.
 PROBE = """
 import dataclasses, json, sys
-from benchmarks import compile_ahead, launches
-from benchmarks.cases import operation
-from benchmarks.launches import Job, Pointer
-from benchmarks.sizes import PAPER, ODD
+from benchmarks.gpu import compile_ahead
+from benchmarks.gpu import launches
+from benchmarks.harness.cases import operation
+from benchmarks.gpu.launches import Job, Pointer
+from benchmarks.harness.sizes import PAPER, ODD
 import torch
 
 def product(block, stages, dtype, allow_tf32):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Operation, as_tuple
+from benchmarks.harness.cases import Operation, as_tuple
 
 VALUE_FACTOR, GRADIENT_FACTOR = 2.0, 3.0
 PEER_FACTOR = 4.0

@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from benchmarks import checking
-from benchmarks.cases import Function, Operation, as_tuple
-from benchmarks.ceilings import Ceilings
-from benchmarks.checking import Expected
-from benchmarks.peers import Peer, UnusableError, first_line, peers
-from benchmarks.records import Record, describe, measured
-from benchmarks.restarts import BrokenGpuError, broken
-from benchmarks.sizes import Size
-from benchmarks.timing import NO_TIME, Call, Timer, cache_bytes, interleave, peak_bytes, rotations, time_limit
+from benchmarks.harness import checking
+from benchmarks.harness.cases import Function, Operation, as_tuple
+from benchmarks.harness.ceilings import Ceilings
+from benchmarks.harness.checking import Expected
+from benchmarks.harness.peers import Peer, UnusableError, first_line, peers
+from benchmarks.harness.records import Record, describe, measured
+from benchmarks.harness.restarts import BrokenGpuError, broken
+from benchmarks.harness.sizes import Size
+from benchmarks.harness.timing import NO_TIME, Call, Timer, cache_bytes, interleave, peak_bytes, rotations, time_limit
 
 PASSES = {False: "forward", True: "backward"}
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
-from benchmarks import plain, restarts
-from benchmarks.cases import Function, Operation
-from benchmarks.timing import time_limit_in
+from benchmarks.harness import plain, restarts
+from benchmarks.harness.cases import Function, Operation
+from benchmarks.harness.timing import time_limit_in
 from gwsss_fast import ops
 from gwsss_fast.ops import dispatch
 

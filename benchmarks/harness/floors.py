@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Operation
-from benchmarks.timing import Call, interleave, wall_clock
+from benchmarks.harness.cases import Operation
+from benchmarks.harness.timing import Call, interleave, wall_clock
 from gwsss_fast.native import products
 
 NAMES = ("copy", "sum", "products")

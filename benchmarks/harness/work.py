@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.sizes import Size
+from benchmarks.harness.sizes import Size
 
 STATISTIC = 4  # bytes of a float32 row statistic
 

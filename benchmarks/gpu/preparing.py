@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from benchmarks import compile_ahead, launches
-from benchmarks.launches import Job
-from benchmarks.sizes import DTYPES, LARGE, ODD, PAPER, PAPER_8
+from benchmarks.gpu import compile_ahead, launches
+from benchmarks.gpu.launches import Job
+from benchmarks.harness.sizes import DTYPES, LARGE, ODD, PAPER, PAPER_8
 from gwsss_fast.native import library
 from gwsss_fast.native.build import BuildError
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.cases import dtype_name
-from benchmarks.timing import Timer, interleave
-from benchmarks.work import Work
+from benchmarks.harness.cases import dtype_name
+from benchmarks.harness.timing import Timer, interleave
+from benchmarks.harness.work import Work
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What `on_gpu`, `tune` and `resources` need besides: kernels compiled ahead, their starts, checks on the card."""

@@ -1,0 +1,1 @@
+"""What all benchmarks share: cases and sizes, peers, checks, clocks, ceilings, and the lines that are kept."""
