@@ -24,7 +24,7 @@ from rich.table import Table
 
 from benchmarks import RESULTS
 from benchmarks.harness import ceilings, checking, floors, group_step, measuring, records
-from benchmarks.harness.cases import OPERATIONS, Operation
+from benchmarks.harness.cases import Operation, operation
 from benchmarks.harness.measuring import Functions
 from benchmarks.harness.peers import peers
 from benchmarks.harness.records import Record
@@ -77,9 +77,8 @@ def calls_of(
     calls: dict[str, list[Call]] = {}
     for name in DTYPE_NAMES:
         sets = 2
-        if floors.moves_bytes(
-            operation
-        ):  # an odd number: every version comes to all, as the versions are even in number
+        if floors.moves_bytes(operation):
+            # An odd number: every version comes to all, as the versions are even in number.
             sets = rotations(operation.work(size, DTYPES[name], backward).bytes, floors.last_cache()) | 1
         inputs = [operation.inputs(size, DTYPES[name], "cpu", 100 * number) for number in range(sets)]
         for peer, function in functions[name][backward].items():
@@ -178,12 +177,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     size, console, compiled = SIZES[options.size], Console(), not options.no_compile
     limits, gemm = machine(size)
+    environment = {**records.environment("cpu"), "size": size.name, "gemm": gemm, "copy": limits.bandwidth}
     lines: list[Record] = []
-    for operation in (each for each in OPERATIONS if each.label in options.operations):
-        lines += measure(operation, size, options.rounds, limits, compiled)
-        console.print(f"{operation.label}: done", highlight=False)
-    if "step" in options.operations:
-        lines += measure_step(size, options.rounds, compiled)
+    for name in options.operations:
+        found = (
+            measure_step(size, options.rounds, compiled)
+            if name == "step"
+            else measure(operation(name), size, options.rounds, limits, compiled)
+        )
+        # At once, so that who breaks off has what was measured.
+        about = {**environment, "load": os.getloadavg()[0]}
+        records.append(options.output / "cpu.jsonl", [{**about, **line} for line in found])
+        console.print(f"{name}: done", highlight=False)
+        lines += found
     load = os.getloadavg()[0]
     table = Table(*COLUMNS, title=f"{size}, {torch.get_num_threads()} threads, load {load:.1f}")
     for line in lines:
@@ -191,8 +197,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(table)
     rates = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in gemm.items())
     console.print(f"matrix product: {rates}; copy: {limits.bandwidth / 1e9:.1f} GB/s")
-    about = {**records.environment("cpu"), "size": size.name, "load": load, "gemm": gemm}
-    records.append(options.output / "cpu.jsonl", [{**about, "copy": limits.bandwidth, **line} for line in lines])
     return int(any(line.get("ours") and "reason" in line for line in lines))
 
 
