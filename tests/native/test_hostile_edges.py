@@ -59,14 +59,14 @@ cases("at", ("q", "k", "v", "residual", "message"), 3, raw.attention, [q, q.clon
 cases("at back", ("grad", "q", "k", "v"), 3, lambda *x: raw.attention_backward(*x, lse[0, 0]), [v, q, q, v])
 attempt("at back row_lse short", raw.attention_backward, v, q, q, v, lse[0, 0, :2].contiguous())
 
-# 6,000 positions: a matrix of all scores would take 144 MB.
+# 9,000 positions: a matrix of all scores would take 324 MB, or 162 in 16 bits. Those first: the peak never falls.
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 torch.set_num_threads(2)
-for dtype in (torch.float32, torch.bfloat16):
+for dtype in (torch.bfloat16, torch.float32):
     small = [x.requires_grad_() for x in (draw(1, 2, 50, 4), draw(1, 2, 50, 4), draw(1, 2, 50, 8))]
-    long = [draw(1, 2, 6000, width).to(dtype).requires_grad_() for width in (4, 4, 8)]
+    long = [draw(1, 2, 9000, width).to(dtype).requires_grad_() for width in (4, 4, 8)]
     with ops.backend("cpp"):
         ops.co_attention(*small).sum().backward()
         before = peak()
@@ -102,5 +102,6 @@ def test_each_is_an_exception_that_names_the_argument(told: dict[str, str]) -> N
 
 
 def test_memory_grows_with_positions_not_with_their_square(told: dict[str, str]) -> None:
-    for dtype in ("torch.float32", "torch.bfloat16"):
-        assert int(told[f"memory {dtype}"]) < 100
+    """A matrix of all scores would add its 162 MB in 16 bits, and then at least 324 - 140 in float32."""
+    assert int(told["memory torch.bfloat16"]) < 140
+    assert int(told["memory torch.float32"]) < 150
