@@ -21,7 +21,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from gwsss_fast.data.images import open_image, read_image, unreadable
 from gwsss_fast.data.records import Record
 from gwsss_fast.data.transforms import Drawn, normalise
-from gwsss_fast.errors import GwsssError
+from gwsss_fast.errors import GwsssError, first_line
 
 UNMADE = "unmade"
 _END = b"\xff\xd9"  # of a JPEG file; decoders on GPUs may fill up what was cut off
@@ -100,8 +100,8 @@ class DeviceImages:
             _decode([bytearray(sample.getvalue())], device)
         except (RuntimeError, AttributeError) as error:
             raise GwsssError(
-                f"data.decode device: torchvision cannot decode JPEG files on {device} "
-                f"({str(error).splitlines()[0]}); use --data.decode workers"
+                f"data.decode device: torchvision cannot decode JPEG files on {device} ({first_line(error)}); use "
+                "--data.decode workers"
             ) from error
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -17,9 +17,8 @@ _SPREAD = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio, odd: neighbouring n
 class _KeyedMixin:
     """Drops by `keys` in training; without them, and else, as its base class. number: of the layer in its network."""
 
-    keys: Tensor | None = (
-        None  # (n,) int64 on the CPU, of n items; each is one sample of the input, or several in a row
-    )
+    # (n,) int64 on the CPU, of n items; each is one sample of the input, or several in a row.
+    keys: Tensor | None = None
     number = 0
 
     def forward(self, x: Tensor) -> Tensor:
